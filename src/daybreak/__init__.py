@@ -1,0 +1,24 @@
+"""Daybreak: a folder of unlabelled images in, an evaluated vision backbone out.
+
+>>> import daybreak
+>>> run = daybreak.pretrain("photos/", method="mae", minutes=10)  # doctest: +SKIP
+>>> backbone = daybreak.load("runs/mae-1")  # doctest: +SKIP
+"""
+
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .verbs import Run, demo, embed, evaluate, export, load, pretrain
+
+__version__ = importlib.metadata.version("daybreak")
+__all__ = ["Run", "demo", "embed", "evaluate", "export", "load", "pretrain"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the verbs when one is used: torch and its friends take seconds that ``--help`` need not wait for."""
+    if name in __all__:
+        from . import verbs
+
+        return getattr(verbs, name)
+    raise AttributeError(f"module 'daybreak' has no attribute '{name}'")

@@ -1,0 +1,5 @@
+"""``python -m daybreak``."""
+
+from .cli import main
+
+main()

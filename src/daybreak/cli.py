@@ -1,0 +1,134 @@
+"""Verbs to functions. No logic: what a verb does is the function of the same name in ``daybreak``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .errors import Failed, Refused
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="A folder of images in, an evaluated vision backbone out. --debug after any verb shows tracebacks.")
+
+Data = Annotated[str, typer.Argument(help="folder, zip, tar, CSV or Parquet list, Parquet or Arrow table, saved data set")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run")]
+
+
+@app.command()
+def pretrain(
+    data: Annotated[str | None, typer.Argument(help="folder, zip, tar, list, table or saved data set; labels optional")] = None,
+    method: Annotated[str | None, typer.Option(help="a name of `daybreak methods`, or a method file; default sit")] = None,
+    encoder: Annotated[str | None, typer.Option(help="a preset or a timm name; default by image size and device")] = None,
+    image_size: Annotated[int | None, typer.Option(help="pixels; default the images' own up to 64, else 96 (CPU) or 224")] = None,
+    epochs: Annotated[float | None, typer.Option(help="budget in passes over the data; default 100 on a GPU")] = None,
+    images: Annotated[int | None, typer.Option(help="budget in images seen")] = None,
+    minutes: Annotated[float | None, typer.Option(help="budget in minutes of training; default 30 on a CPU")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images a step; default the method's, as the data allow")] = None,
+    val: Annotated[str | None, typer.Option(help="labelled images to evaluate on; default a split or a tenth of DATA")] = None,
+    label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
+    group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
+    channels: Annotated[int | None, typer.Option(help="1, 3 or 4; default 1 if all images are grey, else 3")] = None,
+    max_bad: Annotated[float | None, typer.Option(help="share of unreadable images that stops a run; default 0.05")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default runs/METHOD-N")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML file of settings; default none")] = None,
+    set: Annotated[list[str] | None, typer.Option(help="key=value, as method.mask_ratio=0.7; repeatable")] = None,
+    seed: Annotated[int | None, typer.Option(help="default 0")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help="torch.compile the encoder; default off")] = None,
+    resume: Annotated[Path | None, typer.Option(help="go on with this run")] = None,
+    pictures: Annotated[bool, typer.Option(help="images in the report")] = True,
+) -> None:
+    """Pretrain a backbone on your images, evaluate it, write its report and weights."""
+    from . import verbs
+
+    run = verbs.pretrain(data, method=method, encoder=encoder, image_size=image_size, epochs=epochs, images=images,
+                         minutes=minutes, batch_size=batch_size, val=val, label=label, group=group, channels=channels,
+                         max_bad=max_bad, out=out, recipe=recipe, overrides=set or (), seed=seed, compile=compile,
+                         resume=resume, pictures=pictures)
+    if run.interrupted is not None:
+        raise typer.Exit(128 + run.interrupted)
+
+
+@app.command()
+def demo(out: Annotated[Path | None, typer.Option(help="run folder; default runs/demo-N")] = None,
+         minutes: Annotated[float | None, typer.Option(help="minutes of training; default 3")] = None,
+         seed: Annotated[int, typer.Option(help="default 0")] = 0) -> None:
+    """Pretrain on 8,060 animal silhouettes that come with the package, in under five minutes on two cores."""
+    from . import verbs
+
+    run = verbs.demo(out=out, minutes=minutes, seed=seed)
+    if run.interrupted is not None:
+        raise typer.Exit(128 + run.interrupted)
+
+
+@app.command()
+def evaluate(run: RunFolder,
+             train: Annotated[str, typer.Option(help="labelled images of the bank")],
+             test: Annotated[str, typer.Option(help="labelled images of the queries")],
+             protocol: Annotated[list[str] | None, typer.Option(help="repeatable; default knn-v1 and linear-v1")] = None,
+             label: Annotated[str | None, typer.Option(help="label column; default the first")] = None) -> None:
+    """Measure a backbone on labelled images."""
+    from . import verbs
+
+    verbs.evaluate(run, train=train, test=test, protocols=protocol, label=label)
+
+
+@app.command()
+def embed(run: RunFolder, data: Data, out: Annotated[Path, typer.Option(help="Parquet file")]) -> None:
+    """Write the vector of every image, with key, label and group."""
+    from . import verbs
+
+    verbs.embed(run, data, out=out)
+
+
+@app.command()
+def export(run: RunFolder, to: Annotated[str, typer.Option(help="timm, safetensors or onnx")],
+           out: Annotated[Path, typer.Option(help="folder")]) -> None:
+    """Write the backbone in a form that other tools open."""
+    from . import verbs
+
+    verbs.export(run, to=to, out=out)
+
+
+@app.command()
+def methods(as_json: Annotated[bool, typer.Option("--json", help="all settings, for programs")] = False) -> None:
+    """List the methods: name, what it is, what it asks for."""
+    from .verbs import describe_methods
+
+    rows = describe_methods()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        for row in rows:
+            Console().print(f"[bold]{row['name']:10}[/bold] {row['summary']}", highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, which devices are here, what is missing and the line that fixes it."""
+    from .doctor import examine
+
+    for line in examine():
+        Console(soft_wrap=True).print(line, highlight=False, markup=False)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run a command; bad input exits with 2 and a failed run with 1, each with one sentence."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        app(arguments)
+    except (Refused, Failed) as error:
+        if debug:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(2 if isinstance(error, Refused) else 1)
+    except OSError as error:
+        if debug:
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"error: {error.filename or ''}: {error.strerror or error}.", markup=False,
+                                                   highlight=False)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Images become views: sources, decoding, surveys, views and the loader."""

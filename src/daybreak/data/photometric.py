@@ -1,0 +1,177 @@
+"""Colour, blur, solarisation and normalisation of a whole batch at once, on the batch's own device.
+
+The functions below ``augment`` work in place on float32 images (B, C, H, W) in [0, 1] and return them; their
+settings are (B, 1, 1, 1), one a sample.  The operations are those of torchvision.transforms.functional.
+
+B batch, C channels, H W height and width, R radius of a blur.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from daybreak.data.philox import Random
+from daybreak.data.views import View
+
+LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, rounded as torchvision rounds it
+CHUNK_VALUES = 600_000  # 2.4 MB of float32: a chunk stays in a CPU's cache from the first operation to the last
+
+
+@torch.no_grad()
+def augment(
+    images: Tensor, view: View, random: Random, mean: Sequence[float], std: Sequence[float], *, view_index: int
+) -> Tensor:
+    """Return ``images`` after the view's photometric operations, float32 of the same shape (B, C, H, W).
+
+    ``images`` is uint8 or uint16 and is left as it is; its range becomes [0, 1].  In order: colour jitter,
+    grayscale, Gaussian blur, solarisation, normalisation by ``mean`` and ``std`` (C numbers each, in units of
+    [0, 1]).  Operations whose settings are zero are left out; images that don't have 3 channels keep to
+    brightness and contrast.  The draws are those of ``random`` for flat view number ``view_index``: a sample's
+    result does not depend on the rest of the batch.
+    """
+    batch, channels, height, width = images.shape
+    output = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    draws = _draw(view, random, view_index)
+    full = 65535 if images.dtype == torch.uint16 else 255
+    centre = torch.tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+    spread = torch.tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+    chunk = max(1, CHUNK_VALUES // (channels * height * width)) if images.is_cpu else batch
+    for start in range(0, batch, chunk):
+        rows = slice(start, start + chunk)
+        part = output[rows].copy_(images[rows]).mul_(1 / full)
+        _apply(part, view, {name: values[rows] for name, values in draws.items()})
+        if view.normalise:
+            part.sub_(centre).div_(spread)
+    return output
+
+
+def _draw(view: View, random: Random, view_index: int) -> dict[str, Tensor]:
+    """Each sample's settings, (B, 1, 1, 1); "order" (B, 4) is a random order of the four colour operations."""
+    uniform = random("photometric", (len(random.index), 13), view=view_index)
+    column = [uniform[:, number].view(-1, 1, 1, 1) for number in range(13)]
+    is_colored = column[0] < view.color_probability
+    draws = {}
+    for number, name in enumerate(("brightness", "contrast", "saturation")):
+        low, high = max(0.0, 1 - view.color[number]), 1 + view.color[number]
+        draws[name] = torch.where(is_colored, low + (high - low) * column[1 + number], 1.0)
+    draws["hue"] = torch.where(is_colored, view.color[3] * (2 * column[4] - 1), 0.0)
+    draws["is_gray"] = column[5] < view.gray
+    draws["is_blurred"] = column[6] < view.blur
+    low, high = (sigma * view.height / 224 for sigma in view.blur_sigma)
+    draws["sigma"] = low + (high - low) * column[7]
+    draws["is_solarized"] = column[8] < view.solarize
+    draws["order"] = uniform[:, 9:].argsort(1)
+    return draws
+
+
+def _apply(images: Tensor, view: View, draws: dict[str, Tensor]) -> None:
+    is_color = images.shape[1] == 3
+    jitter: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = []
+    for function, name, strength in zip(
+        (brightness, contrast, saturation, hue), ("brightness", "contrast", "saturation", "hue"), view.color,
+        strict=True,
+    ):
+        if strength > 0 and (is_color or name in ("brightness", "contrast")):
+            jitter.append((function, draws[name]))
+    if view.color_order == "fixed":
+        for function, setting in jitter:
+            function(images, setting)
+    else:
+        # The order of four; of the operations left out, only their places remain.
+        for place in range(4):
+            for number, (function, setting) in enumerate(jitter):
+                _where(images, draws["order"][:, place].view(-1, 1, 1, 1) == number, function, setting)
+    if view.gray > 0 and is_color:
+        _where(images, draws["is_gray"], saturation, torch.zeros_like(draws["saturation"]))
+    if view.blur > 0:
+        radius = math.ceil(3 * view.blur_sigma[1] * view.height / 224)
+        _where(images, draws["is_blurred"], lambda part, sigma: blur(part, sigma, radius), draws["sigma"])
+    if view.solarize > 0:
+        _where(images, draws["is_solarized"], lambda part, _: solarize(part), draws["is_solarized"])
+
+
+def _where(
+    images: Tensor, chosen: Tensor, function: Callable[[Tensor, Tensor], Tensor], setting: Tensor
+) -> None:
+    """Put ``function(images, setting)`` in the place of the chosen (B, 1, 1, 1) samples."""
+    if images.is_cpu:
+        rows = chosen.flatten().nonzero().flatten()
+        if len(rows):
+            images[rows] = function(images[rows], setting[rows])
+    else:  # to pick rows, the CPU would have to wait for the device
+        images.copy_(torch.where(chosen, function(images.clone(), setting), images))
+
+
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply by ``factor`` >= 0."""
+    return images.mul_(factor).clamp_(max=1)
+
+
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the distance to the image's mean gray by ``factor`` >= 0; without 3 channels, to its mean."""
+    mean = images.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+    gray = _luma(mean) if images.shape[1] == 3 else mean.mean(1, keepdim=True)
+    return images.mul_(factor).add_((1 - factor) * gray).clamp_(0, 1)
+
+
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the distance to the pixel's gray by ``factor`` >= 0; 0 gives grayscale."""
+    gray = _luma(images).mul_(1 - factor)
+    return images.mul_(factor).add_(gray).clamp_(0, 1)
+
+
+def hue(images: Tensor, turn: Tensor) -> Tensor:
+    """Turn the hue by ``turn``, in [-0.5, 0.5] of the colour circle; value and saturation (HSV) stay."""
+    red, green, blue = images.unbind(1)  # each (B, H, W)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    chroma = high - low
+    # The way round the circle from red, times chroma: 1 to yellow, 2 to green, 3 to cyan; by symmetry it is the
+    # same on the blue side, and there it counts as negative.  The usual three cases need slow comparisons.
+    position = (green + blue).sub_(red).add_(high).sub_(low, alpha=2)
+    position = torch.copysign(position, torch.sub(green, blue, out=high), out=position)
+    chroma6 = chroma * 6
+    position.div_(torch.clamp(chroma6, min=1e-12, out=high)).add_(turn[:, 0] + 1).frac_()  # in [0, 1)
+    # A channel is high within 1/6 of its place on the circle, low beyond 1/3, and between them a straight line.
+    # Red's place is at both ends, hence the other sign.
+    distance = (position - 1 / 2).abs_().clamp_(1 / 6, 1 / 3)
+    torch.addcmul(torch.sub(low, chroma, out=high), chroma6, distance, out=red)
+    base = low.add_(chroma, alpha=2)
+    torch.sub(position, 1 / 3, out=distance).abs_().clamp_(1 / 6, 1 / 3)
+    torch.addcmul(base, chroma6, distance, value=-1, out=green)
+    torch.sub(position, 2 / 3, out=distance).abs_().clamp_(1 / 6, 1 / 3)
+    torch.addcmul(base, chroma6, distance, value=-1, out=blue)
+    return images
+
+
+def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Blur by a Gaussian of deviation ``sigma`` pixels, cut at ceil(3 sigma) <= ``radius``, edges reflected."""
+    height, width = images.shape[2:]
+    radius = min(radius, height - 1, width - 1)
+    offsets = torch.arange(radius + 1, device=images.device).view(-1, 1, 1, 1, 1)
+    weights = torch.exp(-0.5 * (offsets / sigma) ** 2) * (offsets <= torch.ceil(3 * sigma))
+    weights /= 2 * weights.sum(0) - weights[0]  # (R + 1, B, 1, 1, 1)
+    for axis, length in ((2, height), (3, width)):
+        padding = (0, 0, radius, radius) if axis == 2 else (radius, radius, 0, 0)
+        padded = functional.pad(images, padding, mode="reflect")
+        torch.mul(padded.narrow(axis, radius, length), weights[0], out=images)
+        pair = torch.empty_like(images)
+        for offset in range(1, radius + 1):
+            before = padded.narrow(axis, radius - offset, length)
+            after = padded.narrow(axis, radius + offset, length)
+            images.add_(torch.add(before, after, out=pair).mul_(weights[offset]))
+    return images
+
+
+def solarize(images: Tensor) -> Tensor:
+    """Invert values of at least 0.5: the smaller of x and 1 - x."""
+    return torch.minimum(images, 1 - images, out=images)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """Gray (B, 1, H, W) of RGB images."""
+    red, green, blue = images.split(1, 1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])

@@ -1,0 +1,1 @@
+"""Protocols that say how good a backbone is."""

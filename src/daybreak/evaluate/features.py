@@ -1,0 +1,60 @@
+"""Vectors of images: those a backbone gives, and the raw pixels it has to beat.
+
+N images, B batch, C channels, H W height and width, D width of the vectors.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ..data.images import Images
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], batch_size: int = 256,
+             device: str | torch.device = "cpu", precision: str = "32-true", mean: Sequence[float] | None = None,
+             std: Sequence[float] | None = None, threads: int | None = None) -> Tensor:
+    """Return the pooled vector of every image, (N, D) float32 on the CPU, in the order of ``images``.
+
+    Each image is seen once, through the evaluation view (the largest centred box of the size's aspect,
+    resized), without augmentation. Weights, mode and every random generator are left as they were.
+
+    Args:
+        encoder: a module with ``pooled(images (B, C, H, W)) -> (B, D)``; it must be on ``device``.
+        size: height and width in pixels.
+        precision: "32-true", "bf16-mixed" or "16-mixed"; the vectors are float32 in any case.
+        mean, std: C numbers for pixels in [0, 1]; None takes those of ``images``, which is right only for a
+            backbone that was trained on them.
+    """
+    from ..data.loader import evaluation_batches
+
+    shift = torch.as_tensor(images.mean if mean is None else mean, dtype=torch.float32, device=device)[:, None, None]
+    scale = torch.as_tensor(images.std if std is None else std, dtype=torch.float32, device=device)[:, None, None]
+    modes = {module: module.training for module in encoder.modules()}
+    encoder.eval()
+    found = []
+    try:
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, AUTOCAST.get(precision, torch.bfloat16),
+                                                    enabled=precision in AUTOCAST):
+            for _, batch in evaluation_batches(images, *size, batch_size, threads):  # (B, C, H, W)
+                found.append(encoder.pooled((unit(batch.to(device)) - shift) / scale).float().cpu())  # type: ignore[operator]
+    finally:
+        for module, mode in modes.items():  # one by one: part of a model may be frozen in eval mode
+            module.training = mode
+    return torch.cat(found).clone()  # a tensor made in inference mode can't be trained on
+
+
+def pixels(images: "Images", size: tuple[int, int], *, batch_size: int = 256, threads: int | None = None) -> Tensor:
+    """Return the raw pixels of the evaluation view in [0, 1], (N, C * H * W) float32: what no learning gives."""
+    from ..data.loader import evaluation_batches
+
+    return torch.cat([unit(batch).flatten(1) for _, batch in evaluation_batches(images, *size, batch_size, threads)])
+
+
+def unit(images: Tensor) -> Tensor:
+    """uint8 or uint16 images as float32 in [0, 1]."""
+    return images.float() / (255 if images.dtype == torch.uint8 else 65535)

@@ -1,0 +1,1 @@
+"""Backbones on disk: safetensors, timm, ONNX, and back."""

@@ -1,0 +1,99 @@
+"""SiT: repaint the corrupted blocks of an image and recognise it among others, with one plain transformer.
+
+Atito, Awais, Kittler, "SiT: Self-supervised vIsion Transformer", 2021, arXiv 2104.03602. This is version C of
+the authors' code (December 2022): group-masked corruption, momentum teacher, reconstruction and contrast.
+
+Differs from the code: partners of alien blocks come from cells of 16 samples instead of the whole batch (so
+that ranks agree); the teacher has no reconstruction head, which the code averages and never uses; schedules
+are shares of the budget. B images, N patches, D encoder width, E projection width, C channels.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..config import Count, Positive, Range, Share
+from ..nn.heads import BatchNorm, Reconstruction, initialise_linear
+from ..nn.losses import info_nce, masked_mean
+from ..nn.masking import corrupt
+from ..nn.momentum import Teacher
+from .base import Batch, Encoder, Loss, Method, Picture, Step, Training, View, register
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    drop: Annotated[float, Range(0.01, 0.9)] = 0.5  # largest share of pixels set to zero
+    alien: Annotated[float, Range(0.01, 0.9)] = 0.3  # largest share of pixels taken from another image
+    alien_probability: Share = 0.5  # of getting alien blocks instead of zeros
+    align: Count = 1  # pixels; blocks start and end at multiples of it
+    temperature: Annotated[float, Range(0.01, 10)] = 0.2
+    reconstruction_weight: Positive = 1.0  # 1 on ImageNet, about 5 on small data sets
+    hidden: Count = 4096  # width of the class head
+    output: Count = 256  # width of the projection
+    momentum: Share = 0.996  # of the teacher, at the start; 1 at the end
+    scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
+
+
+@register("sit", config=Config, pool="cls", needs_tokens=True, drop_path=0.1, backbone="teacher",
+          training=Training(learning_rate=5e-4, weight_decay=0.04, final_weight_decay=0.1, warmup=0.1, clip=3.0,
+                            clip_mode="per-tensor", batch_size=256),
+          small={"method": {"reconstruction_weight": 5.0, "hidden": 1024, "momentum": 0.99},
+                 "encoder": {"drop_path": 0.0}, "training": {"learning_rate": 2e-3, "batch_size": 128}})
+class SiT(Method):
+    def __init__(self, encoder: Encoder, config: Config):
+        super().__init__(encoder, config)
+        common = dict(size=encoder.image_size, scale=config.scale, flip=0.5, color=(0.4, 0.4, 0.2, 0.1),
+                      color_probability=0.8, gray=0.2)
+        self.views = [View(blur=1.0, **common), View(blur=0.1, solarize=0.2, **common)]
+        self.head = nn.Sequential(
+            nn.Linear(encoder.dim, config.hidden), BatchNorm(config.hidden), nn.ReLU(),
+            nn.Linear(config.hidden, config.hidden), BatchNorm(config.hidden), nn.GELU(),
+            nn.Linear(config.hidden, config.output), BatchNorm(config.output, scale=False, shift=False),
+        )
+        self.head.apply(initialise_linear)
+        self.repaint = Reconstruction(encoder.dim, encoder.channels, encoder.patch)
+        self.teacher = Teacher(self.taught(), start=config.momentum)
+
+    def taught(self) -> dict:
+        return {"encoder": self.encoder, "head": self.head}
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        config, clean = self.config, torch.cat(batch.images)  # (2B, C, H, W)
+        corrupted, hidden = self.corrupted(batch, step)  # (2B, C, H, W), (2B, 1, H, W)
+        with torch.no_grad():
+            tokens = self.teacher["encoder"].tokens(clean)
+            keys = self.teacher["head"](self.encoder.pool(tokens))  # (2B, E)
+        tokens = self.encoder.tokens(corrupted)
+        queries = self.head(self.encoder.pool(tokens))  # (2B, E)
+        painted = self.repaint(tokens.patches, self.encoder.grid(*clean.shape[-2:]))  # (2B, C, H, W)
+
+        (s1, s2), (t1, t2) = queries.chunk(2), keys.chunk(2)
+        contrast = 2 * config.temperature * (info_nce(s1, t2, config.temperature) + info_nce(s2, t1, config.temperature))
+        reconstruction = masked_mean((painted.float() - clean).abs(), hidden)
+        loss = contrast + config.reconstruction_weight * reconstruction
+        cosine = F.cosine_similarity(torch.cat([s1, s2]).detach().float(), torch.cat([t2, t1]).float()).mean()
+        return Loss(loss, {"contrast": contrast.detach(), "reconstruction": reconstruction.detach(), "agreement": cosine})
+
+    def corrupted(self, batch: Batch, step: Step):
+        """Both views with their blocks hidden, joined: images and masks."""
+        c = self.config
+        views = [corrupt(x, step.random, f"view{i}", drop=c.drop, alien=c.alien, alien_probability=c.alien_probability,
+                         align=c.align) for i, x in enumerate(batch.images)]
+        return torch.cat([v.images for v in views]), torch.cat([v.hidden for v in views])
+
+    def after_step(self, step: Step) -> None:
+        self.teacher.follow(self.taught(), step.progress)
+
+    def picture(self, batch: Batch, step: Step) -> Picture:
+        corrupted, hidden = self.corrupted(batch, step)
+        tokens = self.encoder.tokens(corrupted)
+        painted = self.repaint(tokens.patches, self.encoder.grid(*corrupted.shape[-2:])).float()
+        clean = torch.cat(batch.images)
+        whole = torch.where(hidden, painted, clean)
+        half = len(clean) // 2  # the first view of each image
+        rows = zip(clean[:half], corrupted[:half], whole[:half], painted[:half], strict=True)
+        return Picture("Corrupted blocks repainted: the view, what the network sees, its blocks filled in, all it painted.",
+                       ["view", "corrupted", "filled in", "painted"], [list(r) for r in rows])

@@ -1,0 +1,1 @@
+"""Blocks and equations that methods share; no control flow of any method."""

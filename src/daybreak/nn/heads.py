@@ -1,0 +1,67 @@
+"""Heads on top of an encoder: perceptrons, batch normalisation over all ranks, pixel reconstruction.
+
+B samples, D width, N tokens, C channels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .losses import sum_over_ranks
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of (B, D) over all ranks, on any device, in fp32.
+
+    torch's SyncBatchNorm refuses the CPU. Evaluation uses running statistics.
+
+    Args:
+        dim: width D.
+        scale, shift: whether it has a learned gain and offset.
+    """
+
+    def __init__(self, dim: int, *, scale: bool = True, shift: bool = True, eps: float = 1e-5, momentum: float = 0.1):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(dim)) if scale else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if shift else None
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        if self.training:
+            count = sum_over_ranks(torch.tensor(float(len(x)), device=x.device))
+            mean = sum_over_ranks(x.sum(0)) / count
+            var = sum_over_ranks((x - mean).square().sum(0)) / count
+            with torch.no_grad():
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
+        else:
+            mean, var = self.running_mean, self.running_var
+        x = (x - mean) * (var + self.eps).rsqrt()
+        if self.weight is not None:
+            x = x * self.weight
+        return x if self.bias is None else x + self.bias
+
+
+def initialise_linear(module: nn.Module, std: float = 0.02) -> None:
+    """Truncated normal weights and zero biases, for ``module.apply``: the ViT family's start."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class Reconstruction(nn.Module):
+    """Pixels from tokens: ``layers`` of [Linear, GELU], then one transposed convolution a patch (SiT, GMML, MC-SSL)."""
+
+    def __init__(self, dim: int, channels: int, patch: int, *, layers: int = 3):
+        super().__init__()
+        self.mlp = nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(dim, dim), nn.GELU())))
+        self.paint = nn.ConvTranspose2d(dim, channels, patch, stride=patch)
+        self.apply(initialise_linear)
+
+    def forward(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B, N, D) patch tokens on a (rows, columns) grid to (B, C, rows * patch, columns * patch)."""
+        x = self.mlp(patches).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+        return self.paint(x)

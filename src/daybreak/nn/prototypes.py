@@ -1,0 +1,58 @@
+"""Soft assignment to learned prototypes, and the centring that keeps a teacher from collapsing.
+
+B samples, D width, K prototypes.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .heads import initialise_linear
+from .losses import sum_over_ranks
+
+
+class Prototypes(nn.Module):
+    """Cosines of normalised inputs with K prototypes: weight normalisation whose gain is fixed at 1."""
+
+    def __init__(self, dim: int, count: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, dim))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) of any length to (..., K) in [-1, 1]."""
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head: three layers with GELU to a narrow bottleneck, then prototypes. No batch normalisation."""
+
+    def __init__(self, dim: int, count: int, *, hidden: int = 2048, bottleneck: int = 256):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+                                 nn.Linear(hidden, bottleneck))
+        self.mlp.apply(initialise_linear)
+        self.prototypes = Prototypes(bottleneck, count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prototypes(self.mlp(x))
+
+
+class Centre(nn.Module):
+    """A running mean of teacher logits, subtracted before the softmax."""
+
+    def __init__(self, count: int, momentum: float = 0.9):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(count))
+
+    def assign(self, logits: Tensor, temperature: float) -> Tensor:
+        """softmax((logits - centre) / temperature) in fp32, without gradient: (..., K)."""
+        return F.softmax((logits.detach().float() - self.value) / temperature, dim=-1)
+
+    @torch.no_grad()
+    def follow(self, logits: Tensor) -> None:
+        """Move towards the mean of (..., K) logits over all devices; after the loss has used the old centre."""
+        flat = logits.detach().float().flatten(0, -2)
+        count = sum_over_ranks(torch.tensor(float(len(flat)), device=flat.device))
+        self.value.lerp_(sum_over_ranks(flat.sum(0)) / count, 1 - self.momentum)

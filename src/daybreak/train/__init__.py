@@ -1,0 +1,1 @@
+"""The loop that turns losses into a backbone."""

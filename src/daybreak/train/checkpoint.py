@@ -1,0 +1,68 @@
+"""Checkpoints that survive a crash: written beside, synced, renamed; tensors, numbers, strings, lists and dicts only."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import Failed, Refused
+
+KEPT = 2  # the last ones that stay on disk
+
+
+def save(folder: Path, state: dict[str, Any], images_seen: int, *, best: bool = False) -> Path:
+    """Write ``images-NNN.pt``; the former ones are deleted only once it is whole. ``best.pt`` is a second name.
+
+    Raises:
+        Failed: the disk is full or the folder cannot be written; the former checkpoint is untouched.
+    """
+    path = folder / f"images-{images_seen:012d}.pt"
+    beside = path.with_suffix(".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        if best:
+            link = folder / "best.part"
+            link.unlink(missing_ok=True)
+            os.link(path, link)
+            os.replace(link, folder / "best.pt")
+        _sync(folder)
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise Failed(f"{path}: could not be written ({error}); the former checkpoint is whole. "
+                     f"Make room and go on with: daybreak pretrain --resume {folder.parent}") from error
+    for old in every(folder)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def every(folder: Path) -> list[Path]:
+    """All numbered checkpoints, oldest first."""
+    return sorted(folder.glob("images-*.pt"))
+
+
+def load_last(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint, on the CPU.
+
+    Raises:
+        Refused: there is none.
+    """
+    paths = every(folder)
+    if not paths:
+        raise Refused(f"{folder}: holds no checkpoint, so there is nothing to resume; start again with another --out.")
+    return torch.load(paths[-1], map_location="cpu", weights_only=True)

@@ -1,0 +1,85 @@
+"""Fixtures that many tests share: real images where they are, textures made here, batches of noise."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from daybreak.data.batch import Batch
+from daybreak.data.philox import Random
+from daybreak.data.views import expand
+from daybreak.methods.base import Step, find
+from daybreak.nn.encoder import Encoder
+
+TEXTURES = ("across", "checks", "diagonal", "dots", "upright")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads():
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Path of a file of real images, or a skip where they are not."""
+    root = Path(os.environ.get("DAYBREAK_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+
+    def find_file(name: str) -> Path:
+        if not (root / name).exists():
+            pytest.skip(f"no {name} here")
+        return root / name
+
+    return find_file
+
+
+def texture(kind: str, random: np.random.Generator, side: int = 16) -> np.ndarray:
+    """(side, side, 3) uint8: a texture of random phase, period, colours and noise, so that pixels say little."""
+    y, x = np.mgrid[:side, :side].astype(float)
+    period, (a, b) = random.uniform(3.5, 6), random.uniform(0, 2 * np.pi, 2)
+    wave = 2 * np.pi / period
+    pattern = {
+        "across": np.sin(wave * y + a), "upright": np.sin(wave * x + a), "diagonal": np.sin(wave * (x + y) * 0.7 + a),
+        "checks": np.sign(np.sin(wave * y + a) * np.sin(wave * x + b)),
+        "dots": 2 * ((np.sin(wave * y + a) > 0.4) & (np.sin(wave * x + b) > 0.4)) - 1.0,
+    }[kind]
+    dark, light = random.uniform(0, 110, 3), random.uniform(145, 255, 3)
+    image = dark + (pattern[..., None] + 1) / 2 * (light - dark) + random.normal(0, 12, (side, side, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def textures(tmp_path_factory) -> Path:
+    """A folder of 5 class folders of 120 textures each, 16 x 16, that raw pixels hardly tell apart."""
+    folder, random = tmp_path_factory.mktemp("textures"), np.random.default_rng(0)
+    for kind in TEXTURES:
+        (folder / kind).mkdir()
+        for i in range(120):
+            cv2.imwrite(str(folder / kind / f"{i:03d}.png"), texture(kind, random))
+    return folder
+
+
+def tiny_method(name: str, *, size=(16, 16), channels: int = 3, seed: int = 0, encoder: str = "vit_micro", **settings):
+    """A method on a ViT of width 64 and 2 blocks, patch 4, with heads to match."""
+    cls = find(name)
+    small = {"dino": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "local_views": 2}, "sit": {"hidden": 32, "output": 16},
+             "simclr": {"hidden": 32, "output": 16}, "mae": {"decoder_width": 32, "decoder_depth": 1}}.get(name, {})
+    torch.manual_seed(seed)
+    shape = dict(patch_size=4, width=64, depth=2, heads=2) if encoder == "vit_micro" else {}
+    made = Encoder(encoder, image_size=size, channels=channels, pool=cls.pool, positions=cls.positions, init=cls.init, **shape)
+    return cls(made, cls.Config(**(small | settings)))
+
+
+def noise_batch(method, count: int = 8, seed: int = 0) -> Batch:
+    """Normalised noise for each view of a method."""
+    random, views = torch.Generator().manual_seed(seed), expand(method.views)
+    images = [torch.randn(count, method.encoder.channels, v.height, v.width, generator=random) for v in views]
+    return Batch(images=images, boxes=torch.rand(len(views), count, 4, generator=random),
+                 flips=torch.zeros(len(views), count, dtype=torch.bool), index=torch.arange(count),
+                 sizes=torch.full((count, 2), 32), labels=None, epoch=0)
+
+
+def step_for(batch: Batch, progress: float = 0.5, seed: int = 0) -> Step:
+    return Step(progress, 0, Random(seed, batch.epoch, batch.index))
