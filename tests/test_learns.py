@@ -21,7 +21,7 @@ METHOD = {"dino": ["method.local_views=2", "method.prototypes=128", "method.hidd
 
 def score(run, backbone: str) -> tuple[float, float]:
     """kNN accuracy and its standard error."""
-    (found,) = [r for r in run.results if (r.protocol, r.metric, r.backbone) == ("knn-v1", "accuracy", backbone)]
+    (found,) = [r for r in run.results if (r.protocol, r.metric, r.backbone) == ("knn", "accuracy", backbone)]
     return found.value, found.error
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 class Batch:
     """Views of B images with where they came from."""
 
-    images: list[Tensor]  # one entry a view, (B, C, h, w): uint8 or uint16 from the loader, float on the device
+    images: list[Tensor]  # one entry a view, (B, C, h, w): uint8 or uint16, float on the device
     boxes: Tensor  # (V, B, 4) float32: top, left, bottom, right in fractions of the upright image
     flips: Tensor  # (V, B) bool
     index: Tensor  # (B,) int64, positions in the data set

@@ -8,6 +8,7 @@ B batch, C channels, H W height and width, R radius of a blur.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,92 +18,106 @@ from daybreak.data.philox import Random
 from daybreak.data.views import View
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, rounded as torchvision rounds it
-CHUNK_VALUES = 600_000  # 2.4 MB of float32: a chunk stays in a CPU's cache from the first operation to the last
+CHUNK_VALUES = 600_000  # 2.4 MB of float32, which stay in a CPU's cache from first to last operation
+LARGE_IMAGE = 40_000  # values from which images one by one, in place, are faster than a copy of them all
+
+Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
 def augment(
-    images: Tensor, view: View, random: Random, mean: Sequence[float], std: Sequence[float], *, view_index: int
+    images: Tensor,
+    view: View,
+    random: Random,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    view_index: int,
 ) -> Tensor:
     """Return ``images`` after the view's photometric operations, float32 of the same shape (B, C, H, W).
 
     ``images`` is uint8 or uint16 and is left as it is; its range becomes [0, 1].  In order: colour jitter,
     grayscale, Gaussian blur, solarisation, normalisation by ``mean`` and ``std`` (C numbers each, in units of
     [0, 1]).  Operations whose settings are zero are left out; images that don't have 3 channels keep to
-    brightness and contrast.  The draws are those of ``random`` for flat view number ``view_index``: a sample's
-    result does not depend on the rest of the batch.
+    brightness and contrast.  The draws are those of ``random`` for flat view number ``view_index``: a
+    sample's result does not depend on the rest of the batch.
     """
     batch, channels, height, width = images.shape
     output = torch.empty(images.shape, dtype=torch.float32, device=images.device)
     draws = _draw(view, random, view_index)
     full = 65535 if images.dtype == torch.uint16 else 255
-    centre = torch.tensor(mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
-    spread = torch.tensor(std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
     chunk = max(1, CHUNK_VALUES // (channels * height * width)) if images.is_cpu else batch
     for start in range(0, batch, chunk):
         rows = slice(start, start + chunk)
         part = output[rows].copy_(images[rows]).mul_(1 / full)
         _apply(part, view, {name: values[rows] for name, values in draws.items()})
         if view.normalise:
-            part.sub_(centre).div_(spread)
+            for channel in range(
+                channels
+            ):  # numbers, because a tensor of them would have to reach the device
+                part[:, channel].sub_(mean[channel]).div_(std[channel])
     return output
 
 
 def _draw(view: View, random: Random, view_index: int) -> dict[str, Tensor]:
-    """Each sample's settings, (B, 1, 1, 1); "order" (B, 4) is a random order of the four colour operations."""
-    uniform = random("photometric", (len(random.index), 13), view=view_index)
-    column = [uniform[:, number].view(-1, 1, 1, 1) for number in range(13)]
-    is_colored = column[0] < view.color_probability
-    draws = {}
-    for number, name in enumerate(("brightness", "contrast", "saturation")):
-        low, high = max(0.0, 1 - view.color[number]), 1 + view.color[number]
-        draws[name] = torch.where(is_colored, low + (high - low) * column[1 + number], 1.0)
-    draws["hue"] = torch.where(is_colored, view.color[3] * (2 * column[4] - 1), 0.0)
-    draws["is_gray"] = column[5] < view.gray
-    draws["is_blurred"] = column[6] < view.blur
-    low, high = (sigma * view.height / 224 for sigma in view.blur_sigma)
-    draws["sigma"] = low + (high - low) * column[7]
-    draws["is_solarized"] = column[8] < view.solarize
-    draws["order"] = uniform[:, 9:].argsort(1)
-    return draws
+    """Each sample's settings, (B, 1, 1, 1); four for "jitter", and its order, (B, 4, 1, 1, 1)."""
+    uniform = random("photometric", (len(random.index), 13, 1, 1, 1), view=view_index)
+    is_chosen, jitter, gray, blurred, sigma, solarized, order = uniform.split((1, 4, 1, 1, 1, 1, 4), 1)
+    is_chosen = is_chosen[:, 0] < view.color_probability
+    settings = []
+    for number, strength in enumerate(view.color):
+        low, high = (-strength, strength) if number == 3 else (max(0.0, 1 - strength), 1 + strength)
+        neutral = 0.0 if number == 3 else 1.0
+        settings.append(torch.where(is_chosen, low + (high - low) * jitter[:, number], neutral))
+    low, high = (value * view.height / 224 for value in view.blur_sigma)
+    return {
+        "jitter": torch.stack(settings, 1),
+        "order": order.argsort(1),
+        "is_gray": gray[:, 0] < view.gray,
+        "is_blurred": blurred[:, 0] < view.blur,
+        "sigma": low + (high - low) * sigma[:, 0],
+        "is_solarized": solarized[:, 0] < view.solarize,
+    }
 
 
 def _apply(images: Tensor, view: View, draws: dict[str, Tensor]) -> None:
     is_color = images.shape[1] == 3
-    jitter: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = []
-    for function, name, strength in zip(
-        (brightness, contrast, saturation, hue), ("brightness", "contrast", "saturation", "hue"), view.color,
-        strict=True,
-    ):
-        if strength > 0 and (is_color or name in ("brightness", "contrast")):
-            jitter.append((function, draws[name]))
+    operations = (brightness, contrast, saturation, hue)
+    used = [number for number in range(4 if is_color else 2) if view.color[number] > 0]
     if view.color_order == "fixed":
-        for function, setting in jitter:
-            function(images, setting)
+        for number in used:
+            operations[number](images, draws["jitter"][:, number])
     else:
-        # The order of four; of the operations left out, only their places remain.
         for place in range(4):
-            for number, (function, setting) in enumerate(jitter):
-                _where(images, draws["order"][:, place].view(-1, 1, 1, 1) == number, function, setting)
+            for number in used:
+                is_next = draws["order"][:, place] == number
+                _where(images, is_next, operations[number], draws["jitter"][:, number])
     if view.gray > 0 and is_color:
-        _where(images, draws["is_gray"], saturation, torch.zeros_like(draws["saturation"]))
+        _where(images, draws["is_gray"], saturation, torch.zeros_like(draws["sigma"]))
     if view.blur > 0:
         radius = math.ceil(3 * view.blur_sigma[1] * view.height / 224)
-        _where(images, draws["is_blurred"], lambda part, sigma: blur(part, sigma, radius), draws["sigma"])
+        _where(images, draws["is_blurred"], partial(blur, radius=radius), draws["sigma"])
     if view.solarize > 0:
-        _where(images, draws["is_solarized"], lambda part, _: solarize(part), draws["is_solarized"])
+        _where(images, draws["is_solarized"], lambda part, _: solarize(part), draws["sigma"])
 
 
-def _where(
-    images: Tensor, chosen: Tensor, function: Callable[[Tensor, Tensor], Tensor], setting: Tensor
-) -> None:
-    """Put ``function(images, setting)`` in the place of the chosen (B, 1, 1, 1) samples."""
-    if images.is_cpu:
-        rows = chosen.flatten().nonzero().flatten()
-        if len(rows):
-            images[rows] = function(images[rows], setting[rows])
-    else:  # to pick rows, the CPU would have to wait for the device
-        images.copy_(torch.where(chosen, function(images.clone(), setting), images))
+def _where(images: Tensor, chosen: Tensor, operation: Operation, setting: Tensor) -> None:
+    """Replace the chosen samples, (B, 1, 1, 1) bool, by ``operation(samples, setting)``."""
+    # Only a CPU picks rows without waiting: elsewhere their number would have to come back from the device.
+    (_where_by_rows if images.is_cpu else _where_by_mask)(images, chosen, operation, setting)
+
+
+def _where_by_rows(images: Tensor, chosen: Tensor, operation: Operation, setting: Tensor) -> None:
+    rows = chosen.flatten().nonzero().flatten()
+    if images[0].numel() >= LARGE_IMAGE:
+        for row in rows.tolist():
+            operation(images[row : row + 1], setting[row : row + 1])
+    elif len(rows):
+        images[rows] = operation(images[rows], setting[rows])
+
+
+def _where_by_mask(images: Tensor, chosen: Tensor, operation: Operation, setting: Tensor) -> None:
+    images.copy_(torch.where(chosen, operation(images.clone(), setting), images))
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -129,13 +144,13 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
-    # The way round the circle from red, times chroma: 1 to yellow, 2 to green, 3 to cyan; by symmetry it is the
-    # same on the blue side, and there it counts as negative.  The usual three cases need slow comparisons.
+    # The way round the circle from red, times chroma: 1 to yellow, 2 to green, 3 to cyan; by symmetry it is
+    # the same on the blue side, and there it counts as negative.  This avoids slow comparisons.
     position = (green + blue).sub_(red).add_(high).sub_(low, alpha=2)
     position = torch.copysign(position, torch.sub(green, blue, out=high), out=position)
     chroma6 = chroma * 6
     position.div_(torch.clamp(chroma6, min=1e-12, out=high)).add_(turn[:, 0] + 1).frac_()  # in [0, 1)
-    # A channel is high within 1/6 of its place on the circle, low beyond 1/3, and between them a straight line.
+    # A channel is high within 1/6 of its place on the circle, low beyond 1/3, and a straight line between.
     # Red's place is at both ends, hence the other sign.
     distance = (position - 1 / 2).abs_().clamp_(1 / 6, 1 / 3)
     torch.addcmul(torch.sub(low, chroma, out=high), chroma6, distance, out=red)
@@ -144,13 +159,15 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     torch.addcmul(base, chroma6, distance, value=-1, out=green)
     torch.sub(position, 2 / 3, out=distance).abs_().clamp_(1 / 6, 1 / 3)
     torch.addcmul(base, chroma6, distance, value=-1, out=blue)
-    return images
+    return images.clamp_(0, 1)  # rounding may leave the range by 1e-7
 
 
 def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Blur by a Gaussian of deviation ``sigma`` pixels, cut at ceil(3 sigma) <= ``radius``, edges reflected."""
+    """Blur by a Gaussian of deviation ``sigma`` pixels, cut at ceil(3 sigma) and ``radius``; edges mirror."""
     height, width = images.shape[2:]
     radius = min(radius, height - 1, width - 1)
+    if images.is_cpu:  # weights beyond a sample's own radius are 0: here they needn't be added
+        radius = min(radius, math.ceil(3 * sigma.max().item()))
     offsets = torch.arange(radius + 1, device=images.device).view(-1, 1, 1, 1, 1)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2) * (offsets <= torch.ceil(3 * sigma))
     weights /= 2 * weights.sum(0) - weights[0]  # (R + 1, B, 1, 1, 1)

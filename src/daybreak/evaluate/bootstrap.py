@@ -14,8 +14,8 @@ CHUNK = 20  # resamples at a time
 def standard_error(values: np.ndarray, groups: list[str] | None = None, *, seed: int = 0) -> float:
     """Standard error of the mean of ``values`` (n,) over resamples of the test items, with replacement.
 
-    With ``groups`` (n strings) whole groups are drawn, since images of one patient or video err together; 0 if
-    there is only one. Deterministic: the same seed and n draw the same items.
+    With ``groups`` (n strings) whole groups are drawn, since images of one patient or video err together; the
+    error is 0 if there is only one. Deterministic: the same seed and n draw the same items.
     """
     group = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
     total, size = np.bincount(group, weights=values), np.bincount(group)  # (G,) both

@@ -16,8 +16,9 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], batch_size: int = 256,
-             device: str | torch.device = "cpu", precision: str = "32-true", mean: Sequence[float] | None = None,
-             std: Sequence[float] | None = None, threads: int | None = None) -> Tensor:
+             device: str | torch.device = "cpu", precision: str = "32-true",
+             mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+             threads: int | None = None) -> Tensor:
     """Return the pooled vector of every image, (N, D) float32 on the CPU, in the order of ``images``.
 
     Each image is seen once, through the evaluation view (the largest centred box of the size's aspect,
@@ -32,27 +33,31 @@ def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], bat
     """
     from ..data.loader import evaluation_batches
 
-    shift = torch.as_tensor(images.mean if mean is None else mean, dtype=torch.float32, device=device)[:, None, None]
-    scale = torch.as_tensor(images.std if std is None else std, dtype=torch.float32, device=device)[:, None, None]
+    shift, scale = (torch.tensor(list(numbers), dtype=torch.float32, device=device)[:, None, None]
+                    for numbers in (images.mean if mean is None else mean,
+                                    images.std if std is None else std))
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     found = []
     try:
-        with torch.inference_mode(), torch.autocast(torch.device(device).type, AUTOCAST.get(precision, torch.bfloat16),
-                                                    enabled=precision in AUTOCAST):
+        kind, narrow = torch.device(device).type, AUTOCAST.get(precision)
+        with torch.inference_mode(), torch.autocast(kind, narrow, enabled=narrow is not None):
             for _, batch in evaluation_batches(images, *size, batch_size, threads):  # (B, C, H, W)
-                found.append(encoder.pooled((unit(batch.to(device)) - shift) / scale).float().cpu())  # type: ignore[operator]
+                normalised = (unit(batch.to(device)) - shift) / scale
+                found.append(encoder.pooled(normalised).float().cpu())  # type: ignore[operator]
     finally:
         for module, mode in modes.items():  # one by one: part of a model may be frozen in eval mode
             module.training = mode
     return torch.cat(found).clone()  # a tensor made in inference mode can't be trained on
 
 
-def pixels(images: "Images", size: tuple[int, int], *, batch_size: int = 256, threads: int | None = None) -> Tensor:
-    """Return the raw pixels of the evaluation view in [0, 1], (N, C * H * W) float32: what no learning gives."""
+def pixels(images: "Images", size: tuple[int, int], *, batch_size: int = 256,
+           threads: int | None = None) -> Tensor:
+    """Return the raw pixels of the evaluation view in [0, 1], (N, C * H * W) float32."""
     from ..data.loader import evaluation_batches
 
-    return torch.cat([unit(batch).flatten(1) for _, batch in evaluation_batches(images, *size, batch_size, threads)])
+    batches = evaluation_batches(images, *size, batch_size, threads)
+    return torch.cat([unit(batch).flatten(1) for _, batch in batches])
 
 
 def unit(images: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from .metrics import Scores, score
 CHUNK = 1024  # queries at a time, so that the table of similarities stays small
 
 
-def knn_v1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int, *, k: int = 20,
-           temperature: float = 0.07, standardise: bool = False) -> Scores:
+def knn_v1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int, *,
+           k: int = 20, temperature: float = 0.07, standardise: bool = False) -> Scores:
     """Classify queries by cosine similarity with the bank.
 
     A class's score is the sum of exp(similarity / temperature) over those of the k nearest that belong to it.
@@ -36,8 +36,9 @@ def knn_v1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Ten
     return score(votes, query_labels, k=k, temperature=temperature)
 
 
-def vote(queries: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, k: int, temperature: float) -> Tensor:
+def vote(queries: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, k: int,
+         temperature: float) -> Tensor:
     """Class scores (n, C) of unit vectors (n, D), rows summing to 1."""
     similarity, nearest = (queries @ bank.T).topk(k, dim=1)  # (n, k) both
-    weight = (similarity / temperature).softmax(1)  # exp(s / T) over its sum: the order is the same, nothing overflows
+    weight = (similarity / temperature).softmax(1)  # exp(s / T) over its sum: same order, nothing overflows
     return weight.new_zeros(len(queries), num_classes).scatter_add_(1, bank_labels[nearest], weight)

@@ -32,7 +32,7 @@ def classification_metrics(prediction: np.ndarray, table: np.ndarray, truth: np.
 
     Balanced accuracy is the mean recall of the classes that occur in ``truth``; macro F1 the mean over those
     that occur in ``truth`` or ``prediction``. AUC is one class against the rest, mean over the classes of
-    ``truth`` (for two classes in all: that of the second); undefined, hence missing, if only one class occurs.
+    ``truth`` (of two classes in all: that of the second); undefined, hence missing, if only one occurs.
     """
     from sklearn.metrics import f1_score, roc_auc_score
 

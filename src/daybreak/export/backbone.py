@@ -133,6 +133,7 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         raise Refused(f"{folder}: exists and is no backbone; choose another folder.")
     beside, former = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "former"))
     config = timm_config(encoder, mean, std, info)
+    text, card = json.dumps(config, indent=2) + "\n", model_card(config)
     state = encoder.model.state_dict()
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     try:
@@ -140,8 +141,8 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
             shutil.rmtree(old, ignore_errors=True)
         beside.mkdir(parents=True)
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        (beside / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        (beside / README).write_text(model_card(config))
+        (beside / CONFIG).write_text(text)
+        (beside / README).write_text(card)
         if folder.exists():
             os.replace(folder, former)
         os.replace(beside, folder)

@@ -96,12 +96,13 @@ class Encoder(nn.Module):
             arguments |= {key: value for key, value in changes.items() if value is not None}
             arguments |= {"img_size": self.image_size, **vit_arguments(probe, pool)}
             self.patch = int(arguments.get("patch_size", probe.patch_embed.patch_size[0]))
-        elif isinstance(probe, ConvNeXt):
-            arguments |= {"head_norm_first": True}  # else it normalises after the pool
-            probe = build(self.timm_name, arguments, device="meta")
-        self._bare = (probe.eval(),)  # in a tuple, so that it is no part of this module
-        self.stride = self.patch if self.is_vit else cnn_stride(name, probe, channels)
-        self.patch = self.stride
+        else:
+            if isinstance(probe, ConvNeXt):
+                arguments |= {"head_norm_first": True}  # else it normalises after the pool
+                probe = build(self.timm_name, arguments, device="meta")
+            self._bare = (probe.eval(),)  # for grid; in a tuple, so that it is no part of this module
+            self.patch = cnn_stride(name, probe, channels)
+        self.stride = self.patch
         if not self.is_vit and any(value is not None for value in changes.values()):
             raise Refused(f"{name} is a CNN ({type(probe).__name__}), and patch_size, width, depth and heads "
                           "are settings of ViTs; leave them out, or choose a ViT, such as vit_mini.")

@@ -1,0 +1,248 @@
+"""Lists and tables of images: CSV, Parquet and Arrow files, and data sets saved by Hugging Face ``datasets``.
+
+N images (rows).
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ..errors import Refused, nearest
+from .decode import Unreadable
+from .sources import SPLITS, SUFFIXES, Labels, Source, read_file
+
+PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image_path", "image", "img", "key")
+
+FEW = 20  # rows; in fewer, a column may hold no value twice and yet be a label
+
+
+def open_table(paths: list[Path], group: str | None, root: Path | None = None) -> Source:
+    """Open a list or table, or several of one form as one; ``root`` is the folder they were found in.
+
+    Parquet columns are held in memory, for they can't be read in place; Arrow files are mapped.
+    """
+    try:
+        found = [_read(path) for path in paths]
+        table = pa.concat_tables(found, promote_options="default")
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refused(f"{root or paths[0]}: can't be read as a table ({reason}).") from error
+    splits = None
+    if root:  # shards are called train-00000-of-00002.parquet, or lie in folders train and test
+        first = [path.relative_to(root).parts[0].split("-")[0].split(".")[0] for path in paths]
+        if len(set(first)) == 1 and first[0] not in SPLITS:
+            first = [path.name.split("-")[0].split(".")[0] for path in paths]
+        if all(name in SPLITS for name in first):
+            splits = _repeat(first, found)
+    base = root or paths[0].parent
+    return _from_table(root or paths[0], "table", table, base, group, splits)
+
+
+def open_saved(path: Path, group: str | None) -> Source:
+    """Open a folder that ``datasets`` wrote with ``save_to_disk``: Arrow streams named in ``state.json``."""
+    try:
+        parts = [path]
+        splits: list[str] | None = None
+        if (path / "dataset_dict.json").is_file():
+            names = json.loads((path / "dataset_dict.json").read_text())["splits"]
+            parts = [path / name for name in names]
+        found = []
+        for part in parts:
+            files = json.loads((part / "state.json").read_text())["_data_files"]
+            found.append(pa.concat_tables([_read(part / entry["filename"]) for entry in files]))
+        if len(parts) > 1 and all(part.name in SPLITS for part in parts):
+            splits = _repeat([part.name for part in parts], found)
+        table = pa.concat_tables(found)
+    except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refused(f"{path}: a damaged saved data set ({reason}); save it again.") from error
+    return _from_table(path, "saved", table, path, group, splits)
+
+
+def _repeat(names: list[str], parts: list[pa.Table]) -> list[str]:
+    """The split of each row of tables that are each of one split."""
+    return [SPLITS[name] for name, part in zip(names, parts, strict=True) for _ in range(part.num_rows)]
+
+
+def _read(path: Path) -> pa.Table:
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+        parse = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
+        return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start == b"PAR1":
+        return pq.read_table(path, memory_map=True)
+    source = pa.memory_map(str(path))
+    return (pa.ipc.open_file(source) if start == b"ARRO" else pa.ipc.open_stream(source)).read_all()
+
+
+def _from_table(
+    path: Path, kind: str, table: pa.Table, base: Path, group: str | None, splits: list[str] | None
+) -> Source:
+    features = _features(table)
+    image = _image_column(table, features)
+    if image is not None:
+        reader, keys = _encoded(table[image], base)
+        if "key" in table.column_names and pa.types.is_string(table.schema.field("key").type):
+            keys = table["key"].to_pylist()
+        used = {image, "key"}
+    else:
+        column = _path_column(path, table, base)
+        keys, used = [str(key) for key in table[column].to_pylist()], {column}
+        kind = "list"
+
+        def reader(i: int) -> np.ndarray:
+            return read_file(base / keys[i])
+
+    groups = None
+    column_names = [name for name in table.column_names if name not in used]
+    if group is not None and group not in column_names:
+        raise Refused(f"{path}: no group column '{group}' ({nearest(group, column_names)}).")
+    group = group or ("group" if "group" in column_names else None)
+    if group is not None:
+        whose = table[group].to_pylist()
+        groups = [key if who is None else str(who) for who, key in zip(whose, keys, strict=True)]
+    if splits is None and "split" in column_names:
+        found = table["split"].to_pylist()
+        if all(name in SPLITS for name in found):
+            splits = [SPLITS[name] for name in found]
+    rest = [name for name in column_names if name not in (group, "split", "height", "width")]
+    labels = {name: made for name in rest if (made := _labels(table[name], features.get(name))) is not None}
+    flags = [
+        name for name, held in labels.items() if held.kind == "class" and set(held.classes) <= {"0", "1"}
+    ]
+    if len(flags) > 1 and "labels" not in labels:
+        columns = [np.where(labels[name].values < 0, np.nan, _as_numbers(labels[name])) for name in flags]
+        labels["labels"] = Labels("multi", np.stack(columns, 1).astype(np.float32), tuple(flags))
+    return Source(path, kind, keys, reader, labels, groups=groups, splits=splits)
+
+
+def _features(table: pa.Table) -> dict[str, Any]:
+    """What Hugging Face wrote beside the columns: names of classes, which column is an image."""
+    text = (table.schema.metadata or {}).get(b"huggingface")
+    try:
+        return json.loads(text)["info"]["features"] if text else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _has_bytes(kind: pa.DataType) -> bool:
+    """Whether a column is Hugging Face's form of an image: bytes and path."""
+    return pa.types.is_struct(kind) and any(
+        field.name == "bytes" and _is_binary(field.type) for field in kind
+    )
+
+
+def _image_column(table: pa.Table, features: dict[str, Any]) -> str | None:
+    declared = [
+        name for name, kind in features.items() if isinstance(kind, dict) and kind.get("_type") == "Image"
+    ]
+    held = [field.name for field in table.schema if _is_binary(field.type) or _has_bytes(field.type)]
+    usual = [name for name in ("image", "img") if name in held]
+    return next((name for name in [*declared, *usual, *held] if name in held), None)
+
+
+def _path_column(path: Path, table: pa.Table, base: Path) -> str:
+    texts = [f.name for f in table.schema if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+    for name in [*(n for n in PATH_NAMES if n in texts), *texts]:
+        first = table[name].slice(0, 1).to_pylist()
+        if first and first[0] and (Path(first[0]).suffix.lower() in SUFFIXES or (base / first[0]).is_file()):
+            return name
+    raise Refused(
+        f"{path}: no column holds images or their paths; expected encoded images, or paths in {base} "
+        f"such as 'a/1.jpg'; there are: {', '.join(table.column_names) or 'no columns'}."
+    )
+
+
+def _encoded(column: pa.ChunkedArray, base: Path) -> tuple[Callable[[int], np.ndarray], list[str]]:
+    """A reader of encoded images that copies nothing, and their keys."""
+    keys = [f"{i:08d}" for i in range(len(column))]
+    paths: list[str | None] = [None] * len(column)
+    if pa.types.is_struct(column.type):
+        if "path" in [field.name for field in column.type]:
+            paths = pc.struct_field(column, "path").to_pylist()
+        if None not in paths and len(set(paths)) == len(paths):
+            keys = [str(p) for p in paths]
+        column = pc.struct_field(column, "bytes")
+    contents: list[np.ndarray] = []
+    which, bounds = [], []
+    for chunk in column.chunks:
+        valid, offsets, data = chunk.buffers()
+        kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
+        ends = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1].astype(np.int64)
+        places = np.stack([ends[:-1], ends[1:]], 1)
+        if valid is not None:
+            places[np.asarray(chunk.is_null())] = -1
+        which.append(np.full(len(chunk), len(contents)))
+        bounds.append(places)
+        contents.append(np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8))
+    chunk_of = np.concatenate(which) if which else np.empty(0, np.int64)
+    bound = np.concatenate(bounds) if bounds else np.empty((0, 2), np.int64)
+
+    def read(i: int) -> np.ndarray:
+        start, end = bound[i].tolist()
+        if start < 0:
+            if not paths[i]:
+                raise Unreadable("the table has no bytes in this row")
+            return read_file(base / str(paths[i]))
+        return contents[chunk_of[i]][start:end]
+
+    return read, keys
+
+
+def _labels(column: pa.ChunkedArray, feature: Any) -> Labels | None:
+    """A column as labels: names and whole numbers are classes, other numbers values; None if neither."""
+    kind = column.type
+    named = isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    if named and pa.types.is_integer(kind):
+        values = column.fill_null(-1).to_numpy().astype(np.int64)
+        return Labels("class", values, tuple(feature["names"]))
+    if isinstance(feature, list):  # datasets wrote lists of classes in this form up to version 3
+        feature = {"feature": feature[0]} if feature else None
+    inner = feature.get("feature") if isinstance(feature, dict) else None
+    if (
+        (pa.types.is_list(kind) or pa.types.is_large_list(kind))
+        and isinstance(inner, dict)
+        and "names" in inner
+    ):
+        many = np.zeros((len(column), len(inner["names"])), np.float32)
+        for row, present in enumerate(column.to_pylist()):
+            many[row, present if present is not None else slice(None)] = 1 if present is not None else np.nan
+        return Labels("multi", many, tuple(inner["names"]))
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_boolean(kind):
+        column, kind = column.cast(pa.int64()), pa.int64()
+    if pa.types.is_floating(kind):
+        numbers = column.to_numpy().astype(np.float64)
+        if not set(np.unique(numbers[~np.isnan(numbers)]).tolist()) <= {-1.0, 0.0, 1.0}:
+            return Labels("value", numbers)
+        whole = pa.array(np.nan_to_num(numbers, nan=-1).astype(np.int64))
+        column, kind = pa.chunked_array([whole]), pa.int64()
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return None
+    rows = column.to_pylist()
+    unknown = {None, -1, ""}
+    classes = sorted({row for row in rows if row not in unknown})
+    if len(rows) > FEW and len(classes) == len(rows):  # a name for each image, not a class
+        return None
+    number = {name: i for i, name in enumerate(classes)} | dict.fromkeys(unknown, -1)
+    return Labels("class", np.array([number[row] for row in rows], np.int64), tuple(map(str, classes)))
+
+
+def _as_numbers(labels: Labels) -> np.ndarray:
+    """The 0s and 1s that classes called "0" and "1" stand for."""
+    return np.array([int(name) for name in labels.classes] + [0])[labels.values]

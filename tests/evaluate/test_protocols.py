@@ -1,0 +1,107 @@
+"""What is measured, what is left out, and that both are said."""
+
+import numpy as np
+import pytest
+import torch
+
+from daybreak.data.sources import Labels
+from daybreak.errors import Refused
+from daybreak.evaluate import protocols
+from daybreak.evaluate.protocols import PROTOCOLS, Skipped, evaluate_features
+
+
+def some(count: int, seed: int, names=("cat", "dog"), noise: float = 0.3):
+    """Vectors around one centre a class, so that they are easy to tell apart."""
+    centres = torch.eye(6)[:, :4].repeat(1, 2) + torch.eye(6, 8)
+    random = torch.Generator().manual_seed(seed)
+    values = torch.arange(count) % len(names)
+    vectors = centres[values] + noise * torch.randn(count, 8, generator=random)
+    return vectors, Labels("class", values.numpy(), tuple(names))
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch):
+    from daybreak.evaluate import linear
+
+    monkeypatch.setattr(linear, "STEPS", 100)
+
+
+def test_every_number_carries_its_protocol():
+    results, skipped = evaluate_features(*some(60, 0), *some(30, 1), backbone="random", data="f00d", seed=3)
+    assert not skipped
+    names = {(f"{r.protocol}-{r.version}", r.metric) for r in results}
+    assert {("knn-v1", "accuracy"), ("knn-v1", "accuracy (standardised)"), ("linear-v1", "macro F1")} <= names
+    for r in results:
+        assert (r.backbone, r.data, r.seed, r.num_train, r.num_test, r.num_classes) == ("random", "f00d", 3, 60, 30, 2)
+        assert 0.9 < r.value <= 1
+        assert (r.error is not None) == r.metric.startswith("accuracy")
+
+
+def test_unknown_images_are_left_out():
+    (bank, labels), (queries, truth) = some(60, 0), some(30, 1)
+    bank[::2], queries[::3] = 100, -100  # would spoil everything
+    labels = Labels("class", np.where(np.arange(60) % 2 == 0, -1, np.arange(60) // 2 % 2), labels.classes)
+    bank[1::2] = some(30, 0)[0]
+    truth = Labels("class", np.where(np.arange(30) % 3 == 0, -1, truth.values), truth.classes)
+    results, _ = evaluate_features(bank, labels, queries, truth, protocols=("knn-v1",))
+    assert (results[0].num_train, results[0].num_test) == (30, 20)
+    assert results[0].value > 0.9
+
+
+def test_a_class_of_one_image_is_left_out_and_said():
+    bank, labels = some(21, 0, ("cat", "dog"))
+    values = labels.values.copy()
+    values[20] = 2
+    results, skipped = evaluate_features(bank, Labels("class", values, ("cat", "dog", "yak")), *some(10, 1),
+                                         protocols=("knn-v1",))
+    assert results[0].num_classes == 2 and results[0].num_train == 20
+    assert skipped == [Skipped("knn-v1", "1 of 3 classes have fewer than 2 images; left out: yak.")]
+
+
+def test_classes_of_one_image_each_give_no_accuracy():
+    names = tuple("abcdef")
+    bank, labels = some(6, 0, names)
+    results, skipped = evaluate_features(bank[:4], labels.take(np.arange(4)), bank[4:], labels.take(np.arange(4, 6)))
+    assert not results and [s.protocol for s in skipped] == list(PROTOCOLS)
+    assert "0 of 6 classes have at least 2 images" in str(skipped[0])
+
+
+@pytest.mark.parametrize(("kind", "words"), [("multi", "several labels an image"), ("value", "numbers for labels")])
+def test_other_kinds_of_labels_are_skipped_with_the_reason(kind, words):
+    bank, _ = some(20, 0)
+    labels = Labels(kind, np.zeros((20, 2)), ("a", "b"))
+    results, skipped = evaluate_features(bank, labels, bank, labels)
+    assert not results and all(words in s.reason for s in skipped)
+
+
+def test_no_labels_no_accuracy():
+    bank, _ = some(20, 0)
+    results, skipped = evaluate_features(bank, None, bank, None, protocols=("knn-v1",))
+    assert not results and "no labels" in skipped[0].reason
+
+
+def test_classes_are_matched_by_name():
+    queries, truth = some(30, 1)
+    turned = Labels("class", 1 - truth.values, ("dog", "cat"))
+    right, _ = evaluate_features(*some(60, 0), queries, truth, protocols=("knn-v1",))
+    same, _ = evaluate_features(*some(60, 0), queries, turned, protocols=("knn-v1",))
+    assert [r.value for r in same] == [r.value for r in right]
+    strange = Labels("class", truth.values, ("cow", "cat"))  # the bank holds no cow
+    wrong, _ = evaluate_features(*some(60, 0), queries, strange, protocols=("knn-v1",))
+    assert wrong[0].value < 0.1 and wrong[0].num_classes == 3
+
+
+def test_groups_reach_the_split_and_the_error(monkeypatch):
+    seen = []
+    monkeypatch.setattr(protocols, "standard_error", lambda right, groups, seed: seen.append(groups) or 0.0)
+    (bank, labels), (queries, truth) = some(60, 0), some(30, 1)
+    labels = Labels("class", np.where(np.arange(60) < 6, -1, labels.values), labels.classes)
+    monkeypatch.setitem(PROTOCOLS, "linear-v1", lambda task, seed: seen.append(task.train_groups) or {})
+    evaluate_features(bank, labels, queries, truth, bank_groups=[f"b{i // 2}" for i in range(60)],
+                      query_groups=[f"q{i // 3}" for i in range(30)])
+    assert [f"b{i // 2}" for i in range(6, 60)] in seen and [f"q{i // 3}" for i in range(30)] in seen
+
+
+def test_unknown_protocols_are_refused_with_the_nearest():
+    with pytest.raises(Refused, match="did you mean 'knn-v1'"):
+        evaluate_features(*some(10, 0), *some(10, 1), protocols=("knn-v2",))
