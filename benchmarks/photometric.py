@@ -4,9 +4,9 @@
 
 All three do the same operations at the same strengths: colour jitter in random order (0.4, 0.4, 0.2, 0.1
 with probability 0.8), grayscale 0.2, Gaussian blur, solarisation, normalisation; uint8 in, float32 out.
-torchvision goes image by image, as data loaders call it; kornia and this project take the batch.  (kornia draws
-one order of the colour operations for the whole batch, the others one for each image.)  They take turns, so
-that whatever else the machine does falls on all; the medians over the rounds and their ratios to ours are shown.
+torchvision goes image by image, as data loaders call it; kornia and this project take the batch.  (kornia
+draws one order of the colour operations for the whole batch, the others one for each image.)  They take turns,
+so that whatever else the machine does falls on all; shown are medians over the rounds and their ratios to ours.
 
 kornia is not a dependency: pip install kornia
 """

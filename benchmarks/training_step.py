@@ -3,24 +3,25 @@
     python benchmarks/training_step.py --json training_step.json
 
 A step is forward, backward, AdamW and clearing the gradients, on views that are already augmented and on the
-device: reading and augmentation are measured elsewhere.  The three do the same work:
+device: reading and augmentation are measured elsewhere.  It runs on the GPU if there is one.  The three do the
+same work:
 
-- ours: the method's module, called as ``daybreak.train.loop`` calls it (Fabric, our optimiser groups, the norm of
-  the gradients that the loop records, the check for a finite loss on a CPU).
-- lightly: its own blocks, put together as its examples do (``MaskedVisionTransformerTIMM``,
-  ``MaskedVisionTransformerDecoderTIMM``, ``random_token_mask``; ``SimCLRProjectionHead``, ``NTXentLoss``), in a
-  bare torch loop, which is quicker than the Trainer of its examples.
+- ours: the method's module, called as ``daybreak.train.loop`` calls it (Fabric, our optimiser groups, the norm
+  of the gradients that the loop records, the check for a finite loss on a CPU).
+- lightly: its own blocks, put together as its examples do (``MaskedVisionTransformerTIMM``, ``random_token_mask``,
+  ``MaskedVisionTransformerDecoderTIMM``; ``SimCLRProjectionHead``, ``NTXentLoss``), in a bare torch loop, which
+  is quicker than the Trainer of its examples.
 - timm: what a user of timm and torch would write by hand; MAE in the order of the paper's code.
 
 Before anything is timed the peers get our weights, and the number of parameters that get a gradient, the loss
-(to 1e-4 in fp32, 2e-2 in bf16) and the norm of the gradients (1e-3 and 5e-2) must be equal.  For that first step
-the peers hide the patches that we hide; in the timed steps each draws its own, as many, since drawing is part of
-the step.  What was adapted, all by public arguments:
+(to 1e-4 in fp32, 2e-2 in bf16) and the norm of the gradients (1e-3, 5e-2) must be equal.  For that first pass
+the peers hide the patches that we hide; in the timed steps each draws its own, as many, since drawing is part
+of the step.  What was adapted, all by public arguments:
 
 - MAE: lightly's encoder owns a mask token that MAE never uses; it is given one that does not learn.  The target
   is normalised by lightly's ``normalize_mean_var``, since its example regresses raw pixels.
 - SimCLR: both views pass the network together, as in lightly's ImageNet benchmark; its short example takes one
-  view after the other, which is another batch normalisation and so another loss.  The offset of the last batch
+  after the other, which is another batch normalisation and so another loss.  The offset of the last batch
   normalisation, which ours does not have, stays at zero.
 - Peers' ViTs are made for one image size (no ``dynamic_img_size``), as is usual; ours take any.
 
@@ -201,10 +202,10 @@ PEERS: dict[tuple[str, str], tuple[type[nn.Module], dict[str, str]]] = {
 
 @dataclass
 class Contestant:
-    """One implementation: its module, its loss with the mask of the others, and a whole step."""
+    """One implementation of the step."""
 
     module: nn.Module
-    loss: Callable[[], Tensor]
+    first: Callable[[], Tensor]  # forward and backward with the mask that all share; gives the loss
     step: Callable[[], None]
 
 
@@ -264,7 +265,7 @@ class Task:
             optimizer.zero_grad(set_to_none=True)
             method.after_step(here)
 
-        return Contestant(method, lambda: module(batch, here).value, step)
+        return Contestant(method, lambda: backward(module, batch, here, fabric, 1)[0], step)
 
     def make_peer(self, library: str, method: Method, batch: Batch) -> Contestant:
         """The same in another library, with the weights of ``method`` if that has any."""
@@ -281,19 +282,21 @@ class Task:
         else:
             optimizer = create_optimizer_v2(module, "adamw", **adam)
 
-        def loss(*keep: Tensor) -> Tensor:
+        def passes(*keep: Tensor) -> Tensor:
             with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
-                return module(*batch.images, *keep)
+                loss = module(*batch.images, *keep)
+            loss.backward()
+            return loss.detach()
 
         def step() -> None:
-            loss().backward()
+            passes()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        return Contestant(module, lambda: loss(*self.our_mask(method, batch)), step)
+        return Contestant(module, lambda: passes(*self.our_mask(method, batch)), step)
 
     def our_mask(self, method: Method, batch: Batch) -> tuple[Tensor, ...]:
-        """The (B, K) patches that our MAE keeps at the first step; nothing for SimCLR."""
+        """The (B, K) patches that our MAE keeps; nothing for SimCLR."""
         if self.method != "mae":
             return ()
         height, width = method.encoder.grid(self.size, self.size)
@@ -320,8 +323,7 @@ def check(contestants: dict[str, Contestant], precision: str) -> dict[str, dict[
     """
     found: dict[str, dict[str, float]] = {}
     for name, contestant in contestants.items():
-        loss = contestant.loss()
-        loss.backward()
+        loss = contestant.first()
         gradients = [p.grad for p in contestant.module.parameters() if p.grad is not None]
         norm = torch.stack([g.float().norm() for g in gradients]).norm()
         found[name] = {"parameters": sum(g.numel() for g in gradients), "loss": float(loss),
@@ -335,19 +337,19 @@ def check(contestants: dict[str, Contestant], precision: str) -> dict[str, dict[
     return found
 
 
-def time_steps(contestants: dict[str, Contestant], options: argparse.Namespace) -> dict[str, list[float]]:
+def time_steps(contestants: dict[str, Contestant], rounds: int, steps: int) -> dict[str, list[float]]:
     """Seconds a step, by implementation: one number a round, after a round that is not measured."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
-    for turn in range(options.rounds + 1):
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    for turn in range(rounds + 1):
         for name, contestant in contestants.items():
             wait()
             start = time.perf_counter()
-            for _ in range(options.steps):
+            for _ in range(steps):
                 contestant.step()
             wait()
             if turn:
-                seconds[name].append((time.perf_counter() - start) / options.steps)
+                seconds[name].append((time.perf_counter() - start) / steps)
     return seconds
 
 
@@ -366,7 +368,8 @@ def peak_memory(task: Task, name: str) -> int | None:
     shapes = task.make_method(shapes_only=True)
     batch = task.make_batch(shapes)
     before = torch.cuda.memory_allocated() if task.device == "cuda" else resident("VmRSS")
-    contestant = task.make_ours(task.make_method(), batch) if name == "ours" else task.make_peer(name, shapes, batch)
+    ours = name == "ours"
+    contestant = task.make_ours(task.make_method(), batch) if ours else task.make_peer(name, shapes, batch)
     for _ in range(3):  # the optimiser's state comes with the first
         contestant.step()
     return (torch.cuda.max_memory_allocated() if task.device == "cuda" else resident("VmHWM")) - before
@@ -375,20 +378,20 @@ def peak_memory(task: Task, name: str) -> int | None:
 def peak_memory_apart(task: Task, name: str, threads: int) -> int | None:
     """``peak_memory`` in a fresh process."""
     flags = {"methods": task.method, "precision": task.precision, "encoder": task.encoder, "size": task.size,
-             "batch": task.batch, "device": task.device, "seed": task.seed, "threads": threads, "one": name}
-    command = [sys.executable, __file__, *(word for flag, value in flags.items() for word in (f"--{flag}", str(value)))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+             "batch": task.batch, "seed": task.seed, "threads": threads, "one": name}
+    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
     packages = ["torch", "timm", "lightning", *(["lightly"] if HAS_LIGHTLY else [])]
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in packages},
     }
@@ -402,9 +405,10 @@ def compare(task: Task, names: list[str], options: argparse.Namespace) -> list[d
     peers = {name: task.make_peer(name, method, batch) for name in names if name != "ours"}
     contestants = {"ours": task.make_ours(method, batch)} | peers
     work = check(contestants, task.precision)
-    seconds = time_steps(contestants, options)
-    ours, medians = work["ours"], {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"{task.method}, {task.precision}: loss {ours['loss']:.5f}, {ours['parameters']:,} parameters in each")
+    seconds = time_steps(contestants, options.rounds, options.steps)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    loss, parameters = work["ours"]["loss"], work["ours"]["parameters"]
+    print(f"{task.method}, {task.precision}: loss {loss:.5f}, {parameters:,} trained parameters in each")
     results = []
     for name in names:
         ratio, peak = medians[name] / medians["ours"], memory[name]
@@ -417,10 +421,9 @@ def compare(task: Task, names: list[str], options: argparse.Namespace) -> list[d
 
 
 def parse() -> argparse.Namespace:
-    cuda = torch.cuda.is_available() and "cpu" not in sys.argv  # the defaults follow the device
+    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--device", choices=["cpu", "cuda"], default="cuda" if cuda else "cpu")
     add("--encoder", default="vit_base_patch16_224" if cuda else "vit_micro", help="a name of ours or timm's")
     add("--size", type=int, default=224 if cuda else 32, help="image size in pixels")
     add("--batch", type=int, default=256 if cuda else 128, help="images in a batch")
@@ -431,14 +434,15 @@ def parse() -> argparse.Namespace:
     add("--threads", type=int, default=os.cpu_count(), help="torch threads, the same for all")
     add("--seed", type=int, default=0, help="of weights, views and masks")
     add("--json", type=Path, help="file for the numbers")
-    add("--one", choices=["ours", "lightly", "timm"], help="print the peak memory of this one in bytes, no more")
+    add("--one", choices=["ours", "lightly", "timm"], help="only print the peak memory of this one, in bytes")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    shared = {key: getattr(options, key) for key in ("encoder", "size", "batch", "device", "seed")}
+    shared = {key: getattr(options, key) for key in ("encoder", "size", "batch", "seed")}
+    shared["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     tasks = [Task(method=m, precision=p, **shared) for m in options.methods for p in options.precision]
     if options.one:
         print(json.dumps(peak_memory(tasks[0], options.one)))
@@ -448,11 +452,12 @@ def main() -> None:
         names.remove("lightly")
         print("lightly is not installed and is left out: pip install lightly[timm]")
     setting = shared | {key: getattr(options, key) for key in ("rounds", "steps", "threads")}
-    here = machine(options.device)
+    here = machine()
     print(", ".join(f"{key} {value}" for key, value in (here | setting).items() if value is not None))
     results = [result for task in tasks for result in compare(task, names, options)]
     if options.json:
-        options.json.write_text(json.dumps({"machine": here, "setting": setting, "results": results}, indent=1) + "\n")
+        record = {"machine": here, "setting": setting, "results": results}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def test_a_colour_image_is_asked_for_in_grey_and_a_grey_one_in_colour():
         (encode(Image.new("RGB", (8, 6), (10, 200, 30)), "PNG", transparency=(10, 200, 30)), (100, 100, 100)),
         (encode(Image.new("P", (8, 6), 0), "GIF", transparency=0), (100, 100, 100)),
     ],
-    ids="cmyk palette gif webp tiff bit-png bit-tiff bit-pbm grey-bmp clear fifth opaque grey-alpha key gif-clear".split(),
+    ids=["cmyk", "palette", "gif", "webp", "tiff", "bit-png", "bit-tiff", "bit-pbm", "grey-bmp", "clear", "fifth",
+         "opaque", "grey-alpha", "key", "gif-clear"],
 )  # alpha 51 is a fifth of the colour over a background of 100
 def test_odd_kinds_give_their_colour(data, wanted):
     image = decode(data, channels=3, background=100)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from daybreak.data.decode import Unreadable
 from daybreak.data.sources import open_source
+from daybreak.data.tables import encoded
 from daybreak.errors import Refused
 
 
@@ -95,6 +96,7 @@ def test_top_folders_are_splits(tmp_path):
     assert source.splits == ["test", "train", "train", "val"]
     assert source.labels["folder"].values.tolist() == [0, 0, 1, 1]
     assert open_source(write(tmp_path / "2", "train/a.png", "extra/b.png")).splits is None
+    assert open_source(write(tmp_path / "3", "train/cat/a.png", "train/dog/b.png")).splits == ["train"] * 2
 
 
 def test_masks_beside_images_are_left_out(tmp_path):
@@ -162,8 +164,16 @@ def test_archives_can_be_read_from_many_threads(tmp_path):
     for path in (zipped(folder, zipfile.ZIP_DEFLATED), tarred(folder)):
         source = open_source(path)
         with ThreadPoolExecutor(8) as pool:
-            read = list(pool.map(lambda i: source.read(i % 100).tobytes(), range(800)))
+            read = [data.tobytes() for data in pool.map(source.read, [i % 100 for i in range(800)])]
         assert read == [png(i % 100) for i in range(800)]
+
+
+def test_extra_fields_in_a_zip_are_stepped_over(tmp_path):
+    member = zipfile.ZipInfo("a.png")
+    member.extra = b"\xca\xfe\4\0abcd"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(member, png(7))
+    assert open_source(tmp_path / "x.zip").read(0).tobytes() == png(7)
 
 
 def test_a_list_gives_labels_groups_and_splits(tmp_path):
@@ -229,6 +239,11 @@ def test_tables_of_encoded_images(tmp_path, form):
     assert [source.read(i).tobytes() for i in range(4)] == [png(i) for i in range(4)]
     assert source.labels["label"].classes == ("cat", "dog", "owl")
     assert source.labels["label"].values.tolist() == [1, 0, -1, 2]
+
+
+def test_a_column_that_is_part_of_another_is_read_from_its_own_rows(tmp_path):
+    read, keys = encoded(table()["image"].slice(1, 2), tmp_path)
+    assert keys == ["1.png", "2.png"] and [read(i).tobytes() for i in range(2)] == [png(1), png(2)]
 
 
 def test_a_binary_column_and_a_row_without_bytes(tmp_path):

@@ -44,7 +44,12 @@ def test_reaches_what_logistic_regression_reaches():
     assert found.metrics["accuracy"] == pytest.approx(reference, abs=0.02)
 
 
-def test_the_rate_is_chosen_without_the_queries():
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr(linear, "STEPS", 100)
+
+
+def test_the_rate_is_chosen_without_the_queries(few_steps):
     (x, y), (test, truth) = blobs(300, 0), blobs(50, 1)
     one, other = linear_v1(x, y, test, truth, 3), linear_v1(x, y, test, (truth + 1) % 3, 3)
     assert one.settings == other.settings and one.settings["learning_rate"] in RATES
@@ -76,13 +81,19 @@ def test_groups_are_held_out_whole():
     assert 0 < held_out(50, ["one"] * 45 + ["two"] * 5).sum() < 50
 
 
-def test_constant_and_huge_dimensions_do_no_harm():
+def test_constant_and_huge_dimensions_do_no_harm(few_steps):
     (x, y), (test, truth) = blobs(300, 0), blobs(100, 1)
     extra = torch.tensor([5.0, 1e8])
     x, test = torch.cat([x, extra.expand(300, 2)], 1), torch.cat([test, extra.expand(100, 2)], 1)
     found = linear_v1(x, y, test, truth, 3)
     assert np.isfinite(found.score).all()
     assert found.metrics["accuracy"] == linear_v1(x[:, :6], y, test[:, :6], truth, 3).metrics["accuracy"]
+
+
+def test_threads_are_left_as_they_were(few_steps):
+    before = torch.get_num_threads()
+    linear_v1(*blobs(30, 0), *blobs(10, 1), 3)
+    assert torch.get_num_threads() == before
 
 
 def test_standardise_by_the_reference_only():

@@ -21,6 +21,7 @@ from .philox import permutation
 from .threads import default_threads, quiet_opencv
 from .views import View, draw_boxes, expand, fractions
 
+SPARE = 2  # how many times its view's size a crop must have after a reduced decode
 REPLACEMENTS = 100  # images tried in place of one that fails
 
 
@@ -75,8 +76,8 @@ class Loader:
 
     A batch's images lie in memory that is used again: they stay as they are until ``ahead`` further batches
     were taken; with ``pin``, copies to the device asked for before the next batch are finished first.  All
-    else in a batch is its own.  An image that fails to decode is replaced by the next one that does, and noted in
-    ``bad`` (position: reason).  ``waited`` counts the seconds spent waiting for batches.
+    else in a batch is its own.  An image that fails to decode is replaced by the next one that does, and
+    noted in ``bad`` (position: reason).  ``waited`` counts the seconds spent waiting for batches.
 
     Raises Refused if the images are too few for one batch.
     """
@@ -191,8 +192,9 @@ class Loader:
         job.sizes = self.sizes[job.index]
         job.boxes, job.flips = draw_boxes(self.views, job.sizes, job.index, self.seed, job.epoch)
         wanted = np.array([[view.height, view.width] for view in self.views])[:, None]  # (V, 1, 2)
-        # A reduced decode is safe while no crop falls below its view's size: it would have to grow again.
-        spare = (job.boxes[:, :, 2:] // wanted).min((0, 2))  # (B,)
+        # Safe while each crop keeps twice its view's size: at once the size, the box's edges, which fall on
+        # whole pixels of the reduced image, would move what is seen by half a pixel of the view.
+        spare = (job.boxes[:, :, 2:] // (SPARE * wanted)).min((0, 2))  # (B,)
         reduce = np.select([spare >= 8, spare >= 4, spare >= 2], [8, 4, 2], 1).tolist()
         size = max(1, -(-self.batch_size // (4 * self.threads)))
         return [

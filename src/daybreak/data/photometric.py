@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from daybreak.data.philox import Random
-from daybreak.data.views import View
+from .philox import Random
+from .views import View
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, rounded as torchvision rounds it
 CHUNK_VALUES = 600_000  # 2.4 MB of float32, which stay in a CPU's cache from first to last operation
@@ -52,9 +52,7 @@ def augment(
         part = output[rows].copy_(images[rows]).mul_(1 / full)
         _apply(part, view, {name: values[rows] for name, values in draws.items()})
         if view.normalise:
-            for channel in range(
-                channels
-            ):  # numbers, because a tensor of them would have to reach the device
+            for channel in range(channels):  # plain numbers: a tensor of them would first have to be copied over
                 part[:, channel].sub_(mean[channel]).div_(std[channel])
     return output
 

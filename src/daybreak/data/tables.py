@@ -91,7 +91,7 @@ def _from_table(
     features = _features(table)
     image = _image_column(table, features)
     if image is not None:
-        reader, keys = _encoded(table[image], base)
+        reader, keys = encoded(table[image], base)
         if "key" in table.column_names and pa.types.is_string(table.schema.field("key").type):
             keys = table["key"].to_pylist()
         used = {image, "key"}
@@ -167,8 +167,11 @@ def _path_column(path: Path, table: pa.Table, base: Path) -> str:
     )
 
 
-def _encoded(column: pa.ChunkedArray, base: Path) -> tuple[Callable[[int], np.ndarray], list[str]]:
-    """A reader of encoded images that copies nothing, and their keys."""
+def encoded(column: pa.ChunkedArray, base: Path) -> tuple[Callable[[int], np.ndarray], list[str]]:
+    """Return a reader of encoded images, (n,) uint8 views that copy nothing, and their keys.
+
+    ``base`` is the folder of the paths in rows that hold no bytes.
+    """
     keys = [f"{i:08d}" for i in range(len(column))]
     paths: list[str | None] = [None] * len(column)
     if pa.types.is_struct(column.type):

@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from daybreak.data.philox import uniform
-from daybreak.errors import Refused
+from ..errors import Refused
+from .philox import uniform
 
 BOX_TRIES = 10  # as torchvision's RandomResizedCrop
 OVERLAP_TRIES = 20

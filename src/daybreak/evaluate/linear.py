@@ -8,6 +8,8 @@ N training vectors, n queries, D width, C classes, R rates.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ STEPS = 1000  # or
 EPOCHS = 10  # passes over the training set, whichever is more
 MOMENTUM = 0.9
 HELD_OUT = 0.1
+ONE_THREAD = 100_000  # weights
 
 
 def linear_v1(train: Tensor, train_labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int, *,
@@ -40,7 +43,8 @@ def linear_v1(train: Tensor, train_labels: Tensor, queries: Tensor, query_labels
     """
     train, queries = standardise_by(train, train, queries)
     held = torch.from_numpy(held_out(len(train), groups))
-    weight, bias = train_heads(train[~held], train_labels[~held], num_classes, seed)
+    with few_threads(train.shape[1] * len(RATES) * num_classes):
+        weight, bias = train_heads(train[~held], train_labels[~held], num_classes, seed)
     guess = (train[held] @ weight + bias).view(-1, len(RATES), num_classes).argmax(2)  # (H, R)
     best = int((guess == train_labels[held, None]).float().mean(0).argmax())
     chosen = slice(best * num_classes, (best + 1) * num_classes)
@@ -75,15 +79,24 @@ def train_heads(train: Tensor, labels: Tensor, num_classes: int, seed: int) -> t
     return weight.nan_to_num_(0, 0, 0), bias.nan_to_num_(0, 0, 0)
 
 
+@contextmanager
+def few_threads(num_weights: int) -> Iterator[None]:
+    """One thread for a small problem: its steps are so short that threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if num_weights < ONE_THREAD else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def held_out(count: int, groups: list[str] | None = None) -> np.ndarray:
     """Which of ``count`` vectors choose the rate: a fixed tenth, (count,) bool, at least one in and one out.
 
     With groups, whole groups are taken until a tenth is reached; a single group is divided all the same.
     """
-    if groups is None or len(set(groups)) < 2:
-        group = np.arange(count)
-    else:
-        group = np.unique(groups, return_inverse=True)[1]
+    whose = np.arange(count) if groups is None or len(set(groups)) < 2 else np.array(groups)
+    group = np.unique(whose, return_inverse=True)[1]
     sizes = np.bincount(group)
     order = permutation(0, 0, len(sizes))
     enough = np.searchsorted(np.cumsum(sizes[order]), HELD_OUT * count) + 1

@@ -57,6 +57,7 @@ def lay_out(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     """Points (n, 2) in [0, 1] of vectors (n, D), and the sentence that says how."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     centred = vectors - vectors.mean(0)
     if len(vectors) < 3 or np.abs(centred).max() < 1e-6:
@@ -67,7 +68,8 @@ def lay_out(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
         points, how = np.pad(reduced, ((0, 0), (0, 1)))[:, :2], "PCA of the vectors."
     else:
         perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
-        points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+        with threadpool_limits(1):  # its steps are so short that threads mostly wait for each other
+            points = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
         how = f"t-SNE (perplexity {perplexity:.0f}, seed {seed}) of {components} principal components."
     low, high = points.min(0), points.max(0)
     return (points - low) / np.maximum(high - low, 1e-12), how

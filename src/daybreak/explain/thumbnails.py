@@ -45,7 +45,7 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
     """
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())
-        image = ((image - low) * (255 / max(high - low, 1))).astype(np.uint8)
+        image = np.rint((image - low) / max(high - low, 1) * 255).astype(np.uint8)
     factor = side / max(image.shape[:2])
     if factor >= 1:
         return image

@@ -41,6 +41,7 @@ CURVES = {  # of metrics.jsonl: title, percent, zero, what it means
     "images_per_second": ("Images a second", False, True, ""),
     "waiting": ("Waiting for images", True, True, "share of the time"),
 }
+MACHINERY = ("learning_rate", "gradient_norm", "images_per_second", "waiting")  # folded away
 
 
 @dataclass(kw_only=True)
@@ -175,7 +176,7 @@ def curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
         title, percent, zero, meaning = CURVES.get(name, own)
         xs, ys = series[name]
         chart = line_chart(title, xs, ys, percent=percent, zero=zero, marks=len(xs) <= 25)
-        found.append({"title": title, "meaning": meaning, "chart": chart,
+        found.append({"title": title, "meaning": meaning, "chart": chart, "machinery": name in MACHINERY,
                       "last": f"{ys[-1] * 100:.1f} %" if percent else number(ys[-1])})
     return found
 

@@ -121,10 +121,8 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
         Failed: a loss that is not finite; what led to it is in ``folder/failure``.
     """
     t, views = config.training, expand(method.views)
-    if t.accumulate > 1:
-        refuse_accumulation(method, t.batch_size, t.accumulate)
     if t.compile:
-        method.encoder.model.compile()
+        method.encoder.compile_blocks()
     if t.channels_last:
         method.encoder.to(memory_format=torch.channels_last)
     method.encoder.checkpointing(t.gradient_checkpointing)
@@ -217,15 +215,6 @@ def plain_attention(module: torch.nn.Module) -> None:
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = False
-
-
-def refuse_accumulation(method: Method, batch_size: int, parts: int) -> None:
-    if not method.exact_accumulation:
-        raise Refused(f"training.accumulate = {parts}: the loss of '{method.name}' compares the images of a batch, so "
-                      f"micro-batches would change it; use a smaller --batch-size, or gradient_checkpointing.")
-    if batch_size % parts:
-        raise Refused(f"training.accumulate = {parts} does not divide the batch of {batch_size}; try "
-                      f"{next(p for p in range(parts, batch_size + 1) if batch_size % p == 0)}.")
 
 
 def restore(state: dict, method: Method, optimizer, loader: Loader, budget: Budget, images: Images) -> tuple[int, float]:

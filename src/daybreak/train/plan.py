@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import DataConfig, EncoderConfig, RunConfig, Training, Tree, WatchConfig, fill, merge, to_tree
+from ..config import DataConfig, EncoderConfig, RunConfig, Training, WatchConfig, fill, merge, to_tree
 from ..data.images import Images
-from ..errors import Refused
+from ..errors import Refused, nearest
 from ..methods.base import Method
 from .optim import peak_rate
 from .schedules import Budget
@@ -81,8 +81,6 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
     settings = {k: v for k, v in mine.get("method", {}).items() if k != "name"}
     known = {"data", "encoder", "training", "watch", "method", "seed"}
     if unknown := set(mine) - known:
-        from ..errors import nearest
-
         name = sorted(unknown)[0]
         raise Refused(f"unknown setting '{name}'; {nearest(name, sorted(known))}")
     config = RunConfig(
@@ -92,10 +90,21 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
         seed=mine.get("seed", 0),
     )
     t = config.training
+    if t.accumulate > 1:
+        check_accumulation(method, t.batch_size, t.accumulate)
     choices.append(Choice("learning rate", f"{peak_rate(t):.2g}", {
         "linear": f"base {t.learning_rate:g} x batch {t.batch_size} / 256", "sqrt": f"base {t.learning_rate:g} x sqrt(batch)",
         "fixed": "as given"}[t.learning_rate_rule]))
     return config, choices
+
+
+def check_accumulation(method: type[Method], batch_size: int, parts: int) -> None:
+    if not method.exact_accumulation:
+        raise Refused(f"training.accumulate = {parts}: the loss of '{method.name}' compares the images of a batch, so "
+                      f"micro-batches would change it; use a smaller --batch-size, or gradient_checkpointing.")
+    if batch_size % parts:
+        raise Refused(f"training.accumulate = {parts} does not divide the batch of {batch_size}; try "
+                      f"{next(p for p in range(parts, batch_size + 1) if batch_size % p == 0)}.")
 
 
 def image_size(side: int, device: str) -> tuple[int, str]:

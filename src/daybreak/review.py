@@ -1,0 +1,173 @@
+"""What is looked at while a run goes on and when it ends: numbers beside a random start and raw pixels, pictures, report."""
+
+import contextlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+from rich.table import Table
+
+from .config import RunConfig, difference
+from .data.images import Images, Split
+from .data.loader import Loader
+from .data.philox import Random
+from .data.views import expand
+from .evaluate.features import features, pixels
+from .evaluate.protocols import Result, Skipped, evaluate_features
+from .evaluate.rank import rankme, spread
+from .explain.neighbours import neighbours
+from .explain.projection import project
+from .export.backbone import Backbone, load, write_backbone
+from .methods.base import Method, Picture, Step
+from .report.html import Looks, write_report
+from .runs import defaults_of, make_encoder
+from .train.loop import Outcome, on_device
+
+PIXEL_SIDE = 32  # raw pixels are compared at most at this size; more of them only costs time
+
+
+@dataclass
+class Run:
+    """A finished run: its folder and what was measured."""
+
+    folder: Path
+    results: list[Result]
+    notes: list[str]
+    interrupted: int | None = None
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+    def load(self) -> Backbone:
+        return load(self.folder)
+
+
+def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcome: Outcome, fabric: Fabric, *,
+           pictures: bool, console: Console) -> Run:
+    """Measure the trained backbone beside its random start and raw pixels; write weights, results and report."""
+    write_backbone(method.backbone, folder / "backbone", mean=split.train.mean, std=split.train.std,
+                   info={"method": config.method_name, "images_seen": outcome.images_seen, "seed": config.seed,
+                         "data": split.train.fingerprint, "channels": split.train.channels, "depth": split.train.depth,
+                         "background": config.data.background})
+    console.print("evaluating: the trained backbone, the same network with random weights, raw pixels")
+    results, skipped, (bank, queries) = measure(method, config, split, fabric)
+    notes = list(dict.fromkeys(str(s) for s in skipped))
+    if split.seen and split.bank.labels is not None:
+        notes.append("Without --val or a split, a fixed tenth of the images (by hash of their keys) are the queries; "
+                     "pretraining saw them, unlabelled.")
+    if outcome.bad_images:
+        notes.append(f"{outcome.bad_images} images could not be read while training and were replaced by others.")
+    (folder / "results.json").write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+    looks = look(method, config, split, fabric, folder, bank, queries, notes, pictures=pictures)
+    report = write_report(folder, looks=looks, pictures=pictures)
+    for note in notes:
+        console.print(f"note: {note}")
+    console.print(table_of(results))
+    console.print(f"{outcome.images_seen:,} images in {outcome.seconds / 60:.1f} minutes, {outcome.waiting:.0%} of it waiting "
+                  "for images")
+    console.print(f"backbone: {folder / 'backbone'}", soft_wrap=True)
+    console.print(f"report: {report}", soft_wrap=True)
+    return Run(folder, results, notes)
+
+
+def measure(method: Method, config: RunConfig, split: Split, fabric: Fabric) -> tuple[list[Result], list[Skipped], tuple]:
+    """Results of all protocols for the three backbones, what was skipped, and the trained vectors of bank and queries."""
+    cls, size = type(method), method.backbone.image_size
+    random = make_encoder(config, cls, split.train.channels).to(fabric.device)
+    common = dict(size=size, device=fabric.device, precision=config.training.precision, mean=split.train.mean,
+                  std=split.train.std, threads=config.data.threads)
+    small = tuple(min(side, PIXEL_SIDE) for side in size)
+    tables: dict[Any, tuple] = {
+        "trained": tuple(features(method.backbone, images, **common) for images in (split.bank, split.queries)),
+        "random": tuple(features(random, images, **common) for images in (split.bank, split.queries)),
+        "pixels": tuple(pixels(images, small, threads=config.data.threads) for images in (split.bank, split.queries)),
+    }
+    results: list[Result] = []
+    skipped: list[Skipped] = []
+    for backbone, (bank, queries) in tables.items():
+        known = dict(backbone=backbone, data=split.train.fingerprint, seed=config.seed)
+        found, left = evaluate_features(bank, split.bank.labels, queries, split.queries.labels, bank_groups=split.bank.groups,
+                                        query_groups=split.queries.groups, **known)
+        results, skipped = results + found, skipped + left
+        if backbone != "pixels":
+            results += [Result("rank", "v1", metric, value(bank), None, num_train=len(bank), **known)
+                        for metric, value in (("rankme", rankme), ("spread", spread))]
+    return results, skipped, tables["trained"]
+
+
+def table_of(results: list[Result]) -> Table:
+    """Accuracy and health: a row a number, a column a backbone."""
+    table = Table(box=None, header_style="bold")
+    for name in ("", "trained", "random weights", "raw pixels"):
+        table.add_column(name, justify="left" if not name else "right")
+    shown = [r for r in results if r.metric.startswith("accuracy") or r.protocol == "rank"]
+    for protocol, version, metric in dict.fromkeys((r.protocol, r.version, r.metric) for r in shown):
+        cells = []
+        for backbone in ("trained", "random", "pixels"):
+            (r,) = [r for r in shown if (r.protocol, r.metric, r.backbone) == (protocol, metric, backbone)] or [None]
+            if r is None:
+                cells.append("")
+            elif r.error is None:
+                cells.append(f"{r.value:.3g}")
+            else:
+                cells.append(f"{r.value:.1%} ± {r.error:.1%}")
+        table.add_row(f"{protocol}-{version} {metric}", *cells)
+    return table
+
+
+def look(method: Method, config: RunConfig, split: Split, fabric: Fabric, folder: Path, bank: torch.Tensor, queries: torch.Tensor,
+         notes: list[str], *, pictures: bool) -> Looks:
+    """What the report shows besides numbers."""
+    reconstructions = None
+    if pictures and (picture := draw(method, config, split.queries if len(split.queries) >= 8 else split.train, fabric)):
+        mean, std = (np.array(v)[:, None, None] for v in (split.train.mean, split.train.std))
+
+        def visible(image: torch.Tensor) -> np.ndarray:
+            pixels = image.float().cpu().numpy() * std + mean
+            return (pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)[:, :, :3]
+
+        reconstructions = [{"caption": picture.caption, "columns": picture.columns,
+                            "rows": [[visible(i) for i in row] for row in picture.rows]}]
+    return Looks(
+        command=(folder / "command.txt").read_text().strip(), differences=difference(config, defaults_of(config)), notes=notes,
+        neighbours=neighbours(queries, bank, split.queries, split.bank) if pictures else None,
+        projection=project(queries, split.queries, pictures=pictures, seed=config.seed), reconstructions=reconstructions)
+
+
+def draw(method: Method, config: RunConfig, images: Images, fabric: Fabric, count: int = 8) -> Picture | None:
+    """The method's own picture of a few images."""
+    count = min(count, len(images))
+    few = images.subset(np.linspace(0, len(images) - 1, count).astype(int))
+    loader = Loader(few, method.views, count, seed=config.seed, threads=1, labels=False)
+    with contextlib.closing(loader), torch.no_grad():
+        raw = next(loader)
+        random = Random(config.seed, raw.epoch, raw.index)
+        batch = on_device(raw, expand(method.views), random, few, fabric.device)
+        return method.eval().picture(batch, Step(1.0, 0, replace(random, index=batch.index)))
+
+
+def make_probe(split: Split, config: RunConfig, fabric: Fabric):
+    """Health and online kNN of a backbone on a fixed part of bank and queries; draws nothing from a generator."""
+    watch = config.watch
+    bank = split.bank.subset(np.linspace(0, len(split.bank) - 1, min(watch.probe_bank, len(split.bank))).astype(int))
+    queries = split.queries.subset(np.linspace(0, len(split.queries) - 1, min(watch.probe_queries, len(split.queries))).astype(int))
+
+    def probe(backbone: torch.nn.Module) -> dict[str, float]:
+        size = backbone.image_size
+        common = dict(size=size, device=fabric.device, precision=config.training.precision, mean=split.train.mean,
+                      std=split.train.std, threads=config.data.threads)
+        z = features(backbone, bank, **common)
+        found = {"rankme": rankme(z), "spread": spread(z)}
+        if bank.labels is not None and bank.labels.kind == "class":
+            results, _ = evaluate_features(z, bank.labels, features(backbone, queries, **common), queries.labels,
+                                           protocols=("knn-v1",))
+            found.update(("knn_accuracy", r.value) for r in results if r.metric == "accuracy")
+        return found
+
+    return probe
