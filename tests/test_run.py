@@ -180,6 +180,13 @@ def test_bad_data_is_one_sentence_and_exit_2(tmp_path, capsys):
     assert code == 2 and "nowhere" in err
 
 
+def test_two_images_in_all_are_too_few(tmp_path, textures, capsys):
+    for i, path in enumerate(sorted(textures.glob("*/*.png"))[:2]):
+        (tmp_path / f"{i}.png").write_bytes(path.read_bytes())
+    code, _, err = say(capsys, "pretrain", tmp_path, "--out", tmp_path / "run")
+    assert code == 2 and "2 images to learn from" in err and not (tmp_path / "run").exists()
+
+
 def test_another_run_in_the_folder_is_refused_and_untouched(run, textures, capsys):
     before = (run.folder / "config.toml").read_text()
     code, _, err = say(capsys, "pretrain", textures, "--out", run.folder, *QUICK)

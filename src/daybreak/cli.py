@@ -1,7 +1,6 @@
 """Verbs to functions. No logic: what a verb does is the function of the same name in ``daybreak``."""
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,7 +118,6 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run a command; bad input exits with 2 and a failed run with 1, each with one sentence."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # what it says of precision, the plan has said
     arguments = [a for a in arguments if a != "--debug"]
     try:
         app(arguments)

@@ -5,7 +5,7 @@ import os
 import platform
 
 REQUIRED = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless", "pillow", "pyarrow", "datasets",
-            "scikit-learn", "typer", "rich", "safetensors", "matplotlib", "tensorboard", "jinja2")
+            "scikit-learn", "typer", "rich", "safetensors", "tensorboard", "jinja2")
 OPTIONAL = {"onnx": "ONNX export", "onnxscript": "ONNX export", "onnxruntime": "ONNX export"}
 
 

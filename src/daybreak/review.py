@@ -55,7 +55,7 @@ def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcom
                    info={"method": config.method_name, "images_seen": outcome.images_seen, "seed": config.seed,
                          "data": split.train.fingerprint, "channels": split.train.channels, "depth": split.train.depth,
                          "background": config.data.background})
-    console.print("evaluating: the trained backbone, the same network with random weights, raw pixels")
+    console.print("evaluating the trained backbone, the same network with random weights, raw pixels")
     results, skipped, (bank, queries) = measure(method, config, split, fabric)
     notes = list(dict.fromkeys(str(s) for s in skipped))
     if split.seen and split.bank.labels is not None:
@@ -67,7 +67,7 @@ def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcom
     looks = look(method, config, split, fabric, folder, bank, queries, notes, pictures=pictures)
     report = write_report(folder, looks=looks, pictures=pictures)
     for note in notes:
-        console.print(f"note: {note}")
+        console.print(f"note: {note}", soft_wrap=True)
     console.print(table_of(results))
     console.print(f"{outcome.images_seen:,} images in {outcome.seconds / 60:.1f} minutes, {outcome.waiting:.0%} of it waiting "
                   "for images")

@@ -105,8 +105,8 @@ def defaults_of(config: RunConfig) -> RunConfig:
 def say_plan(console: Console, config: RunConfig, choices: list, device: str) -> None:
     console.print(f"method: {config.method_name} on {device}")
     for choice in choices:
-        console.print(f"  chosen {choice.name} = {choice.value} ({choice.reason})")
+        console.print(f"  chosen {choice.name} = {choice.value} ({choice.reason})", soft_wrap=True, highlight=False)
     chosen = {c.name for c in choices}
     for name, default, value in difference(config, defaults_of(config)):
         if name not in chosen and name != "data.path":
-            console.print(f"  set {name} = {value} (default {default})")
+            console.print(f"  differs {name} = {value} (default {default})", soft_wrap=True, highlight=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from rich.console import Console
 
 from .config import recipe_tree, to_toml, to_tree
@@ -71,7 +72,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
                              channels=channels, max_bad=max_bad, threads=threads, compile=compile, seed=seed)
         cls = find(tree.setdefault("method", {}).setdefault("name", "sit"))
         all_images, split = open_split(tree.get("data", {}))
-        console.print(f"data: {all_images.sentence()}")
+        console.print(f"data: {all_images.sentence()}", soft_wrap=True)
         config, choices = choose(cls, tree, split.train, device)
         folder = Path(out) if out else free_folder(Path("runs"), cls.name)
         if (folder / "config.toml").exists():
@@ -79,14 +80,13 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
                           f"daybreak pretrain --resume {folder}")
         say_plan(console, config, choices, device)
     made = make_method(config, split.train.channels)
-    fabric = Fabric(accelerator=device, devices=1, precision=config.training.precision)  # type: ignore[arg-type]
-    fabric.launch()
+    fabric = make_fabric(device, config.training.precision)
     if resume is None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(to_toml(recipe_tree(config)) + "\n")
         (folder / "command.txt").write_text(command_line() + "\n")
         all_images.survey.write(folder)
-    console.print(f"run: {folder}")
+    console.print(f"run: {folder}", soft_wrap=True)
     budget = make_budget(config.training, len(split.train), time.monotonic)
     torch.manual_seed(config.seed)
     outcome = train(made, split.train, config, folder, fabric=fabric, budget=budget, console=console,
@@ -96,6 +96,14 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
                       f"daybreak pretrain --resume {folder}")
         return Run(folder, [], [], outcome.interrupted)
     return finish(made, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """One device; the precision goes in as a plugin, because Fabric else announces what the plan has said."""
+    mixed = precision.endswith("-mixed")
+    fabric = Fabric(accelerator=device, devices=1, plugins=MixedPrecision(precision, device) if mixed else None)  # type: ignore
+    fabric.launch()
+    return fabric
 
 
 def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
@@ -142,7 +150,7 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
     backbone, device, out = load(run), device_name(), Path(out)
     backbone.encoder.to(device)
     images = open_images(data, label=label, group=group, channels=backbone.channels)
-    console.print(f"data: {images.sentence()}")
+    console.print(f"data: {images.sentence()}", soft_wrap=True)
     vectors = features(backbone.encoder, images, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
     columns: dict[str, Any] = {"key": images.keys}
     if images.labels is not None:

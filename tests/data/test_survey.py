@@ -123,6 +123,15 @@ def test_the_fingerprint_changes_with_any_key_byte_or_label_and_with_nothing_els
     assert len({base, renamed, changed.fingerprint} | labels) == 5
 
 
+def test_the_order_of_rows_does_not_change_the_fingerprint(folder):
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    found = set()
+    for order in (names, names[::-1]):
+        (folder / "list.csv").write_text("path\n" + "".join(f"{name}\n" for name in order))
+        found.add(survey(open_source(folder / "list.csv")).fingerprint)
+    assert len(found) == 1
+
+
 def _relabelled(folder):
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     for last in "ab":

@@ -14,6 +14,7 @@ from ..methods.base import Method
 from .optim import peak_rate
 from .schedules import Budget
 
+FEWEST = 8  # images below which there is nothing to compare
 SMALL = 128  # pixels up to which a method's settings for small images and the small preset apply
 
 
@@ -39,6 +40,9 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
     Raises:
         Refused: an unknown setting, two budgets, or a batch larger than the data.
     """
+    if len(images) < FEWEST:
+        raise Refused(f"{images.source.path}: {len(images)} images to learn from; expected at least {FEWEST}, and hundreds "
+                      "before anything is learned; add images.")
     choices: list[Choice] = []
     encoder = dict(tree.get("encoder", {}))
     side = int(np.median(images.sizes.min(axis=1)))
