@@ -230,14 +230,12 @@ class Task:
         here = {"batch_size": self.batch, "precision": FABRIC[self.precision]}
         return replace(find(self.method).training, **(self.settings("training") | here))
 
-    def make_method(self, *, shapes_only: bool = False) -> Method:
-        """Ours; with ``shapes_only`` without data, which is enough to build the same in another library."""
+    def make_method(self) -> Method:
         cls = find(self.method)
         torch.manual_seed(self.seed)
-        with torch.device("meta" if shapes_only else "cpu"):
-            encoder = Encoder(self.encoder, image_size=(self.size, self.size), pool=cls.pool, init=cls.init,
-                              positions="learned" if shapes_only else cls.positions)
-            return cls(encoder, cls.Config(**self.settings("method")))
+        encoder = Encoder(self.encoder, image_size=(self.size, self.size), pool=cls.pool, init=cls.init,
+                          positions=cls.positions)
+        return cls(encoder, cls.Config(**self.settings("method")))
 
     def make_batch(self, method: Method) -> Batch:
         """Normalised noise for each view: what is seen does not matter to the time."""
@@ -268,11 +266,10 @@ class Task:
         return Contestant(method, lambda: backward(module, batch, here, fabric, 1)[0], step)
 
     def make_peer(self, library: str, method: Method, batch: Batch) -> Contestant:
-        """The same in another library, with the weights of ``method`` if that has any."""
+        """The same in another library, with the weights of ``method``."""
         kind, names = PEERS[library, self.method]
         module = kind(method)
-        if not next(method.parameters()).is_meta:
-            copy_weights(method, module, names)
+        copy_weights(method, module, names)
         module.to(self.device).train()
         training = self.training
         adam = {"lr": peak_rate(training), "weight_decay": training.weight_decay, "betas": training.betas}
@@ -365,11 +362,11 @@ def peak_memory(task: Task, name: str) -> int | None:
     """Bytes that building one implementation and stepping adds to this process; None off Linux on a CPU."""
     if task.device == "cpu" and sys.platform != "linux":
         return None
-    shapes = task.make_method(shapes_only=True)
-    batch = task.make_batch(shapes)
+    model = task.make_method()  # kept to the end, so that no implementation can reuse its memory
+    batch = task.make_batch(model)
     before = torch.cuda.memory_allocated() if task.device == "cuda" else resident("VmRSS")
     ours = name == "ours"
-    contestant = task.make_ours(task.make_method(), batch) if ours else task.make_peer(name, shapes, batch)
+    contestant = task.make_ours(task.make_method(), batch) if ours else task.make_peer(name, model, batch)
     for _ in range(3):  # the optimiser's state comes with the first
         contestant.step()
     return (torch.cuda.max_memory_allocated() if task.device == "cuda" else resident("VmHWM")) - before

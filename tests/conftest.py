@@ -35,29 +35,43 @@ def shared():
     return find_file
 
 
-def texture(kind: str, random: np.random.Generator, side: int = 16) -> np.ndarray:
-    """(side, side, 3) uint8: a texture of random phase, period, colours and noise, so that pixels say little."""
+def pattern(kind: str, random: np.random.Generator, side: int) -> np.ndarray:
+    """(side, side) in [-1, 1]: a texture of random phase and period, so that no pixel says which."""
     y, x = np.mgrid[:side, :side].astype(float)
     period, (a, b) = random.uniform(3.5, 6), random.uniform(0, 2 * np.pi, 2)
     wave = 2 * np.pi / period
-    pattern = {
+    return {
         "across": np.sin(wave * y + a), "upright": np.sin(wave * x + a), "diagonal": np.sin(wave * (x + y) * 0.7 + a),
         "checks": np.sign(np.sin(wave * y + a) * np.sin(wave * x + b)),
         "dots": 2 * ((np.sin(wave * y + a) > 0.4) & (np.sin(wave * x + b) > 0.4)) - 1.0,
     }[kind]
-    dark, light = random.uniform(0, 110, 3), random.uniform(145, 255, 3)
-    image = dark + (pattern[..., None] + 1) / 2 * (light - dark) + random.normal(0, 12, (side, side, 3))
-    return image.clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")
 def textures(tmp_path_factory) -> Path:
-    """A folder of 5 class folders of 120 textures each, 16 x 16, that raw pixels hardly tell apart."""
+    """A folder of 5 class folders of 120 coloured textures each, 16 x 16."""
     folder, random = tmp_path_factory.mktemp("textures"), np.random.default_rng(0)
     for kind in TEXTURES:
         (folder / kind).mkdir()
         for i in range(120):
-            cv2.imwrite(str(folder / kind / f"{i:03d}.png"), texture(kind, random))
+            dark, light = random.uniform(0, 110, 3), random.uniform(145, 255, 3)
+            image = dark + (pattern(kind, random, 16)[..., None] + 1) / 2 * (light - dark)
+            image += random.normal(0, 12, image.shape)
+            cv2.imwrite(str(folder / kind / f"{i:03d}.png"), image.clip(0, 255).astype(np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def noisy_textures(tmp_path_factory) -> Path:
+    """Grey, noisy textures, 16 x 16, of either sign of contrast: 1,200 to learn from in ``train``, 1,000 in ``val``."""
+    folder, random = tmp_path_factory.mktemp("noisy"), np.random.default_rng(0)
+    for split, count in (("train", 240), ("val", 200)):
+        for kind in TEXTURES:
+            (folder / split / kind).mkdir(parents=True)
+            for i in range(count):
+                contrast, level = random.uniform(40, 90) * random.choice([-1, 1]), random.uniform(100, 156)
+                image = level + contrast * pattern(kind, random, 16) + random.normal(0, 30, (16, 16))
+                cv2.imwrite(str(folder / split / kind / f"{i:03d}.png"), image.clip(0, 255).astype(np.uint8))
     return folder
 
 

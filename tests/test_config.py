@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from daybreak.config import (Count, Share, Training, difference, fill, merge, parse_override, read_toml, to_toml, to_tree)
+from daybreak.config import Count, Share, Training, difference, fill, merge, parse_override, read_toml, to_toml, to_tree
 from daybreak.errors import Refused
 
 

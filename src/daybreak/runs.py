@@ -66,9 +66,10 @@ def read_run(folder: Path) -> RunConfig:
     if not path.is_file():
         raise Refused(f"{folder}: no config.toml in it, so it is no run; give the folder that --out named.")
     tree = read_toml(path)
-    cls = find(tree["method"]["name"])
-    settings = {k: v for k, v in tree.pop("method").items() if k != "name"}
-    return fill(RunConfig, tree | {"method_name": cls.name, "method": fill(cls.Config, settings, "method")})
+    settings = tree.pop("method")
+    name = settings.pop("name")
+    cls = find(name)
+    return fill(RunConfig, tree | {"method_name": name, "method": fill(cls.Config, settings, "method")})
 
 
 def open_split(data: Mapping[str, Any]) -> tuple[Images, Split]:
@@ -103,7 +104,7 @@ def defaults_of(config: RunConfig) -> RunConfig:
 
 
 def say_plan(console: Console, config: RunConfig, choices: list, device: str) -> None:
-    console.print(f"method: {config.method_name} on {device}")
+    console.print(f"method: {config.method_name} on {device}", soft_wrap=True)
     for choice in choices:
         console.print(f"  chosen {choice.name} = {choice.value} ({choice.reason})", soft_wrap=True, highlight=False)
     chosen = {c.name for c in choices}

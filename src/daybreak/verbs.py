@@ -70,7 +70,10 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
                              encoder=encoder, image_size=image_size, epochs=epochs, images=images, minutes=minutes,
                              batch_size=batch_size, val=str(val) if val else None, label=label, group=group,
                              channels=channels, max_bad=max_bad, threads=threads, compile=compile, seed=seed)
-        cls = find(tree.setdefault("method", {}).setdefault("name", "sit"))
+        named = tree.setdefault("method", {})
+        cls = find(named.setdefault("name", "sit"))
+        if named["name"] != cls.name:  # a file of the user's own: the run finds it again from any folder
+            named["name"] = str(Path(named["name"]).resolve())
         all_images, split = open_split(tree.get("data", {}))
         console.print(f"data: {all_images.sentence()}", soft_wrap=True)
         config, choices = choose(cls, tree, split.train, device)

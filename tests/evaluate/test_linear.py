@@ -56,6 +56,16 @@ def test_the_rate_is_chosen_without_the_queries(few_steps):
     np.testing.assert_array_equal(one.score, other.score)
 
 
+def test_the_chosen_head_is_the_best_on_the_held_out_tenth(few_steps):
+    (x, y), (test, truth) = blobs(400, 0, noise=2.0), blobs(50, 1)
+    (scaled,), held = standardise_by(x, x), torch.from_numpy(held_out(400))
+    weight, bias = train_heads(scaled[~held], y[~held], 3, seed=0)
+    right = [float(((scaled[held] @ weight + bias)[:, 3 * i : 3 * i + 3].argmax(1) == y[held]).float().mean())
+             for i in range(len(RATES))]
+    assert len(set(right)) > 1
+    assert linear_v1(x, y, test, truth, 3).settings["learning_rate"] == RATES[right.index(max(right))]
+
+
 def test_same_seed_same_bits_and_another_seed_another_order(monkeypatch):
     monkeypatch.setattr(linear, "BATCH", 32)
     monkeypatch.setattr(linear, "STEPS", 50)
@@ -90,10 +100,18 @@ def test_constant_and_huge_dimensions_do_no_harm(few_steps):
     assert found.metrics["accuracy"] == linear_v1(x[:, :6], y, test[:, :6], truth, 3).metrics["accuracy"]
 
 
+def test_rounding_is_no_signal():
+    rounded = 1e6 + torch.arange(300)[:, None] % 2 * 0.0625  # neighbours in float32
+    assert standardise_by(rounded, rounded)[0].abs().max() < 0.1
+
+
 def test_threads_are_left_as_they_were(few_steps):
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     linear_v1(*blobs(30, 0), *blobs(10, 1), 3)
-    assert torch.get_num_threads() == before
+    found = torch.get_num_threads()
+    torch.set_num_threads(before)
+    assert found == 2
 
 
 def test_standardise_by_the_reference_only():

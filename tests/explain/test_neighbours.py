@@ -49,8 +49,8 @@ def test_pictures_belong_to_the_vectors(colours):
 
 
 def test_queries_are_spaced_over_classes(colours):
-    chosen = spaced(colours, 3)
-    assert sorted(colours.labels.values[chosen].tolist()) == [0, 1, 2]
+    mixed = colours.subset(np.array([4, 5, 0, 6, 7, 8, 1, 9, 10, 11, 2, 3]))  # every fourth is of one class
+    assert sorted(mixed.labels.values[spaced(mixed, 3)].tolist()) == [0, 1, 2]
     assert len(spaced(colours, 100)) == 12
 
 

@@ -109,7 +109,7 @@ def title_of(config: str, folder: Path) -> dict[str, str]:
     tree = tomllib.loads(config)
     encoder = tree.get("encoder", {})
     size = encoder.get("image_size") or []
-    return {"method": str(tree.get("method", {}).get("name", "unknown method")),
+    return {"method": Path(tree.get("method", {}).get("name", "unknown method")).stem,
             "encoder": str(encoder.get("name", "unknown encoder")),
             "size": f"{size[0]} × {size[-1]} pixels" if size else "",
             "seed": str(tree.get("seed", 0)), "run": folder.resolve().name}

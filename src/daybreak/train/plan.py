@@ -88,7 +88,7 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
         name = sorted(unknown)[0]
         raise Refused(f"unknown setting '{name}'; {nearest(name, sorted(known))}")
     config = RunConfig(
-        method_name=method.name, method=fill(method.Config, settings, "method"),
+        method_name=str(tree["method"]["name"]), method=fill(method.Config, settings, "method"),
         data=fill(DataConfig, mine.get("data", {}), "data"), encoder=fill(EncoderConfig, mine["encoder"], "encoder"),
         training=fill(Training, training, "training"), watch=fill(WatchConfig, mine.get("watch", {}), "watch"),
         seed=mine.get("seed", 0),
