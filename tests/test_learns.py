@@ -41,7 +41,8 @@ LESSONS = {
 
 def train(name: str, textures: Path, out: Path, more: tuple[str, ...] = ()) -> daybreak.Run:
     lesson = LESSONS[name]
-    data = {"data": textures} if lesson.on_textures else {"data": DEMO / "animals-train.parquet", "val": DEMO / "animals-val.parquet"}
+    demo = {"data": DEMO / "animals-train.parquet", "val": DEMO / "animals-val.parquet"}
+    data = {"data": textures} if lesson.on_textures else demo
     return daybreak.pretrain(**data, method=name, images=lesson.images, batch_size=64, out=out, seed=0, pictures=False,
                              overrides=[*SETTINGS, *lesson.settings, *more])
 

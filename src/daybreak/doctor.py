@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 
-REQUIRED = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless", "pillow", "pyarrow", "datasets",
+REQUIRED = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless", "pillow", "pyarrow",
             "scikit-learn", "typer", "rich", "safetensors", "tensorboard", "jinja2")
 OPTIONAL = {"onnx": "ONNX export", "onnxscript": "ONNX export", "onnxruntime": "ONNX export"}
 

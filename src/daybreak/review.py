@@ -80,9 +80,9 @@ def measure(method: Method, config: RunConfig, split: Split, fabric: Fabric) -> 
     """Results of all protocols for the three backbones, what was skipped, and the trained vectors of bank and queries."""
     cls, size = type(method), method.backbone.image_size
     random = make_encoder(config, cls, split.train.channels).to(fabric.device)
-    common = dict(size=size, device=fabric.device, precision=config.training.precision, mean=split.train.mean,
+    common: dict[str, Any] = dict(size=size, device=fabric.device, precision=config.training.precision, mean=split.train.mean,
                   std=split.train.std, threads=config.data.threads)
-    small = tuple(min(side, PIXEL_SIDE) for side in size)
+    small = (min(size[0], PIXEL_SIDE), min(size[1], PIXEL_SIDE))
     tables: dict[Any, tuple] = {
         "trained": tuple(features(method.backbone, images, **common) for images in (split.bank, split.queries)),
         "random": tuple(features(random, images, **common) for images in (split.bank, split.queries)),
@@ -91,7 +91,7 @@ def measure(method: Method, config: RunConfig, split: Split, fabric: Fabric) -> 
     results: list[Result] = []
     skipped: list[Skipped] = []
     for backbone, (bank, queries) in tables.items():
-        known = dict(backbone=backbone, data=split.train.fingerprint, seed=config.seed)
+        known: dict[str, Any] = dict(backbone=backbone, data=split.train.fingerprint, seed=config.seed)
         found, left = evaluate_features(bank, split.bank.labels, queries, split.queries.labels, bank_groups=split.bank.groups,
                                         query_groups=split.queries.groups, **known)
         results, skipped = results + found, skipped + left
@@ -110,7 +110,7 @@ def table_of(results: list[Result]) -> Table:
     for protocol, version, metric in dict.fromkeys((r.protocol, r.version, r.metric) for r in shown):
         cells = []
         for backbone in ("trained", "random", "pixels"):
-            (r,) = [r for r in shown if (r.protocol, r.metric, r.backbone) == (protocol, metric, backbone)] or [None]
+            r = next((r for r in shown if (r.protocol, r.metric, r.backbone) == (protocol, metric, backbone)), None)
             if r is None:
                 cells.append("")
             elif r.error is None:
@@ -160,7 +160,7 @@ def make_probe(split: Split, config: RunConfig, fabric: Fabric):
 
     def probe(backbone: torch.nn.Module) -> dict[str, float]:
         size = backbone.image_size
-        common = dict(size=size, device=fabric.device, precision=config.training.precision, mean=split.train.mean,
+        common: dict[str, Any] = dict(size=size, device=fabric.device, precision=config.training.precision, mean=split.train.mean,
                       std=split.train.std, threads=config.data.threads)
         z = features(backbone, bank, **common)
         found = {"rankme": rankme(z), "spread": spread(z)}

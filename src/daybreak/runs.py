@@ -74,7 +74,7 @@ def read_run(folder: Path) -> RunConfig:
 
 def open_split(data: Mapping[str, Any]) -> tuple[Images, Split]:
     """The images of a run and what of them is pretrained on, bank and queries."""
-    known = dict(label=data.get("label"), group=data.get("group"), background=data.get("background", 255),
+    known: dict[str, Any] = dict(label=data.get("label"), group=data.get("group"), background=data.get("background", 255),
                  max_bad=data.get("max_bad", 0.05), threads=data.get("threads"))
     if not data.get("path"):
         raise Refused("no data: give a folder, an archive, a list or a table of images, as in: daybreak pretrain DATA.")
@@ -99,7 +99,7 @@ def command_line() -> str:
 def defaults_of(config: RunConfig) -> RunConfig:
     """The configuration of the same method with nothing said."""
     cls = find(config.method_name)
-    return fill(RunConfig, {"method_name": cls.name, "method": cls.Config(), "training": cls.training,
+    return fill(RunConfig, {"method_name": cls.name, "method": cls.Config(), "training": cls.recipe,
                             "data": {}, "encoder": {}, "watch": {}})
 
 

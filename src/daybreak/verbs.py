@@ -124,11 +124,11 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
     console = console or Console()
     backbone, device = load(run), device_name()
     backbone.encoder.to(device)
-    known = dict(label=label, channels=backbone.channels)
+    known: dict[str, Any] = dict(label=label, channels=backbone.channels)
     first, second = open_images(train, **known), open_images(test, **known)
     split = split_images(first, second)
     split = replace(split, bank=first, train=first)
-    common = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
+    common: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
     vectors = [features(backbone.encoder, images, **common) for images in (split.bank, split.queries)]
     results, skipped = evaluate_features(
         vectors[0], split.bank.labels, vectors[1], split.queries.labels, protocols=tuple(protocols or DEFAULT),
@@ -193,6 +193,6 @@ def describe_methods() -> list[dict[str, Any]]:
         cls = find(name)
         document = sys.modules[cls.__module__].__doc__ or ""
         rows.append({"name": name, "summary": document.strip().splitlines()[0], "labels": cls.labels, "pool": cls.pool,
-                     "needs_tokens": cls.needs_tokens, "settings": to_tree(cls.Config()), "training": to_tree(cls.training),
+                     "needs_tokens": cls.needs_tokens, "settings": to_tree(cls.Config()), "training": to_tree(cls.recipe),
                      "small": cls.small})
     return rows

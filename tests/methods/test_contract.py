@@ -101,7 +101,7 @@ def test_a_teacher_moves_after_the_step_and_only_then(name):
 def test_declarations(name):
     cls = base.find(name)
     assert cls.name == name and cls.pool in ("cls", "mean") and cls.labels in ("none", "class", "multi", "value")
-    assert isinstance(cls.training, Training)
+    assert isinstance(cls.recipe, Training)
     assert "arXiv" in (__import__(cls.__module__, fromlist=["x"]).__doc__ or "")
     assert all(isinstance(v, float) and math.isfinite(v) for v in tiny_method(name).degenerate().values())
 

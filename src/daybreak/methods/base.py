@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from ..data.philox import Random
 from ..data.views import View
 from ..errors import Refused, nearest
 from ..nn.encoder import Encoder
+from ..nn.momentum import Teacher
 
 __all__ = ["Batch", "Encoder", "Loss", "Method", "Picture", "Step", "Training", "View", "find", "names", "register"]
 
@@ -56,18 +57,19 @@ class Method(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type]
-    pool: ClassVar[str]  # "cls" | "mean": which feature the backbone is used by
+    pool: ClassVar[Literal["cls", "mean"]]  # "cls" | "mean": which feature the backbone is used by
     labels: ClassVar[str]  # "none" | "class" | "multi" | "value"
-    positions: ClassVar[str]  # "learned" | "fixed"
-    init: ClassVar[str]  # "timm" | "xavier"
+    positions: ClassVar[Literal["learned", "fixed"]]
+    init: ClassVar[Literal["timm", "xavier"]]
     backbone_of: ClassVar[str]  # "student" | "teacher": which of the two is evaluated and exported
     drop_path: ClassVar[float]  # stochastic depth of the student where the encoder's settings name none
     needs_tokens: ClassVar[bool]  # refuses a CNN
     exact_accumulation: ClassVar[bool]  # the loss is a sum over samples, so micro-batches add up
-    training: ClassVar[Training]  # the defaults of a run without a recipe
+    recipe: ClassVar[Training]  # the defaults of a run without a recipe (``training`` is the mode of torch's modules)
     small: ClassVar[Mapping[str, Any]]  # settings that replace the defaults for images of at most 128 px
 
     views: list[View]
+    teacher: Teacher  # of methods whose backbone is the teacher
 
     def __init__(self, encoder: Encoder, config: Any):
         super().__init__()
@@ -98,7 +100,9 @@ class Method(nn.Module):
     @property
     def backbone(self) -> Encoder:
         """The encoder that is evaluated and exported."""
-        return self.teacher["encoder"] if self.backbone_of == "teacher" else self.encoder  # type: ignore[index]
+        if self.backbone_of == "teacher":
+            return self.teacher["encoder"]
+        return self.encoder
 
 
 def register(name: str, *, config: type, training: Training, pool: str, labels: str = "none",
@@ -108,7 +112,7 @@ def register(name: str, *, config: type, training: Training, pool: str, labels: 
     """Declare a method: its short name, its settings and what it asks of encoder and data."""
 
     def declare(cls: type[Method]) -> type[Method]:
-        for key, value in dict(name=name, Config=config, training=training, pool=pool, labels=labels,
+        for key, value in dict(name=name, Config=config, recipe=training, pool=pool, labels=labels,
                                positions=positions, init=init, backbone_of=backbone, drop_path=drop_path,
                                needs_tokens=needs_tokens,
                                exact_accumulation=exact_accumulation, small=small or {}).items():

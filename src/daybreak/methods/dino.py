@@ -9,7 +9,7 @@ Differs from the paper: schedules are shares of the budget where the code counts
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ class Config:
 class DINO(Method):
     def __init__(self, encoder: Encoder, config: Config):
         super().__init__(encoder, config)
-        jitter = dict(flip=0.5, color=(0.4, 0.4, 0.2, 0.1), color_probability=0.8, gray=0.2)
+        jitter: dict[str, Any] = dict(flip=0.5, color=(0.4, 0.4, 0.2, 0.1), color_probability=0.8, gray=0.2)
         size, scale = encoder.image_size, config.global_scale
         self.views = [View(size=size, scale=scale, blur=1.0, **jitter),
                       View(size=size, scale=scale, blur=0.1, solarize=0.2, **jitter)]

@@ -35,6 +35,8 @@ class Config:
                             final_learning_rate=0.0, batch_size=4096),
           small={"training": {"learning_rate": 2e-3, "batch_size": 128}})
 class MAE(Method):
+    decoder_positions: Tensor  # (N, E)
+
     def __init__(self, encoder: Encoder, config: Config):
         super().__init__(encoder, config)
         self.views = [View(size=encoder.image_size, scale=config.scale, flip=0.5)]
@@ -45,6 +47,8 @@ class MAE(Method):
         self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
         self.blocks = nn.Sequential(*(Block(width, num_heads=max(1, width // 32), qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        grid = encoder.grid(*encoder.image_size)
+        self.register_buffer("decoder_positions", sincos_positions(width, *grid), persistent=False)  # (N, E)
         self.paint = nn.Linear(width, encoder.patch**2 * encoder.channels)
         for part in (self.embed, self.blocks, self.paint):
             part.apply(initialise_xavier)
@@ -72,7 +76,9 @@ class MAE(Method):
         x = self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1))  # (B, prefix + K, E)
         everywhere = self.mask_token.to(x.dtype).expand(len(x), grid[0] * grid[1], -1)
         patches = everywhere.scatter(1, keep[:, :, None].expand(-1, -1, x.shape[-1]), x[:, num_prefix:])
-        patches = patches + sincos_positions(x.shape[-1], *grid).to(x)  # (B, N, E)
+        usual = grid == self.encoder.grid(*self.encoder.image_size)
+        positions = self.decoder_positions if usual else sincos_positions(x.shape[-1], *grid)
+        patches = patches + positions.to(x)  # (B, N, E)
         x = self.norm(self.blocks(torch.cat([x[:, :num_prefix], patches], dim=1)))
         return self.paint(x[:, num_prefix:])
 

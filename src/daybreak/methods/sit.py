@@ -9,7 +9,7 @@ are shares of the budget. B images, N patches, D encoder width, E projection wid
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ class Config:
 class SiT(Method):
     def __init__(self, encoder: Encoder, config: Config):
         super().__init__(encoder, config)
-        common = dict(size=encoder.image_size, scale=config.scale, flip=0.5, color=(0.4, 0.4, 0.2, 0.1),
+        common: dict[str, Any] = dict(size=encoder.image_size, scale=config.scale, flip=0.5, color=(0.4, 0.4, 0.2, 0.1),
                       color_probability=0.8, gray=0.2)
         self.views = [View(blur=1.0, **common), View(blur=0.1, solarize=0.2, **common)]
         self.head = nn.Sequential(

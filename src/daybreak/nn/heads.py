@@ -5,8 +5,9 @@ B samples, D width, N tokens, C channels.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .losses import sum_over_ranks
+from .losses import number, sum_over_ranks, world_size
 
 
 class BatchNorm(nn.Module):
@@ -19,6 +20,9 @@ class BatchNorm(nn.Module):
         scale, shift: whether it has a learned gain and offset.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, dim: int, *, scale: bool = True, shift: bool = True, eps: float = 1e-5, momentum: float = 0.1):
         super().__init__()
         self.eps, self.momentum = eps, momentum
@@ -29,15 +33,15 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
-        if self.training:
-            count = sum_over_ranks(torch.tensor(float(len(x)), device=x.device))
-            mean = sum_over_ranks(x.sum(0)) / count
-            var = sum_over_ranks((x - mean).square().sum(0)) / count
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
-        else:
-            mean, var = self.running_mean, self.running_var
+        if world_size() == 1 or not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum,
+                                self.eps)
+        count = sum_over_ranks(number(len(x), x))
+        mean = sum_over_ranks(x.sum(0)) / count
+        var = sum_over_ranks((x - mean).square().sum(0)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1).clamp(min=1), self.momentum)
         x = (x - mean) * (var + self.eps).rsqrt()
         if self.weight is not None:
             x = x * self.weight

@@ -80,6 +80,11 @@ def sizes_over_ranks(x: Tensor) -> list[int]:
     return [int(s) for s in all_sizes]
 
 
+def number(value: float, like: Tensor) -> Tensor:
+    """A 0-d fp32 tensor on the device of ``like``, made there: a copy from the host would wait for the device."""
+    return torch.full((), float(value), device=like.device)
+
+
 def gather(x: Tensor) -> Tensor:
     """(B, ...) of every rank, joined in rank order to (M, ...); gradients flow back to every rank."""
     return x if world_size() == 1 else _Gather.apply(x.contiguous(), sizes_over_ranks(x))
@@ -92,7 +97,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """Mean of (B,) values over all ranks' items, as this rank's share: the average over ranks is the joined mean."""
-    count = sum_over_ranks(torch.tensor(float(values.numel()), device=values.device))
+    count = sum_over_ranks(number(values.numel(), values))
     return values.sum() * world_size() / count
 
 

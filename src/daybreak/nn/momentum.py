@@ -2,8 +2,10 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 
@@ -28,8 +30,12 @@ class Teacher(nn.ModuleDict):
         self.start, self.end, self.buffers_from = start, end, buffers
         self.requires_grad_(False)
         for module in self.modules():
-            if hasattr(module, "drop_prob"):
+            if isinstance(module, DropPath):
                 module.drop_prob = 0.0
+
+    def __getitem__(self, name: str) -> Any:
+        """The copy of that name, with the methods of its own class."""
+        return super().__getitem__(name)
 
     @torch.no_grad()
     def follow(self, modules: dict[str, nn.Module], progress: float) -> None:

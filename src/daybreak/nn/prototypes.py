@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .heads import initialise_linear
-from .losses import sum_over_ranks
+from .losses import number, sum_over_ranks
 
 
 class Prototypes(nn.Module):
@@ -41,6 +41,8 @@ class PrototypeHead(nn.Module):
 class Centre(nn.Module):
     """A running mean of teacher logits, subtracted before the softmax."""
 
+    value: Tensor  # (K,)
+
     def __init__(self, count: int, momentum: float = 0.9):
         super().__init__()
         self.momentum = momentum
@@ -54,5 +56,5 @@ class Centre(nn.Module):
     def follow(self, logits: Tensor) -> None:
         """Move towards the mean of (..., K) logits over all devices; after the loss has used the old centre."""
         flat = logits.detach().float().flatten(0, -2)
-        count = sum_over_ranks(torch.tensor(float(len(flat)), device=flat.device))
+        count = sum_over_ranks(number(len(flat), flat))
         self.value.lerp_(sum_over_ranks(flat.sum(0)) / count, 1 - self.momentum)

@@ -57,7 +57,7 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
         encoder["name"] = "vit_micro" if device == "cpu" else "vit_mini" if small else "vit_small_patch16_224"
         choices.append(Choice("encoder.name", encoder["name"], "small images or no GPU: a small ViT" if small or device == "cpu"
                               else "the usual ViT for images of this size"))
-    defaults = merge({"training": to_tree(method.training), "encoder": {"drop_path": method.drop_path}},
+    defaults = merge({"training": to_tree(method.recipe), "encoder": {"drop_path": method.drop_path}},
                      method.small if small else {})
     if small and method.small:
         choices.append(Choice(f"method.{method.name}", "its settings for small images", f"images of at most {SMALL} px"))
