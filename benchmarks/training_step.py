@@ -65,7 +65,7 @@ from daybreak.data.views import expand
 from daybreak.methods.base import Method, Step, find
 from daybreak.nn.encoder import Encoder, sincos_positions
 from daybreak.nn.masking import random_mask
-from daybreak.train.loop import backward
+from daybreak.train.loop import backward, plain_attention
 from daybreak.train.optim import clip, make_optimizer, peak_rate
 from daybreak.train.plan import SMALL
 
@@ -228,7 +228,7 @@ class Task:
     @property
     def training(self) -> Training:
         here = {"batch_size": self.batch, "precision": FABRIC[self.precision]}
-        return replace(find(self.method).training, **(self.settings("training") | here))
+        return replace(find(self.method).recipe, **(self.settings("training") | here))
 
     def make_method(self) -> Method:
         cls = find(self.method)
@@ -250,6 +250,8 @@ class Task:
     def make_ours(self, method: Method, batch: Batch) -> Contestant:
         training = self.training
         fabric = Fabric(accelerator=self.device, devices=1, precision=training.precision)
+        if self.device == "cpu" and training.precision == "bf16-mixed":
+            plain_attention(method)  # as the loop does
         module, optimizer = fabric.setup(method, make_optimizer(method, training))
         here = Step(0.5, 0, Random(self.seed, batch.epoch, batch.index))
 

@@ -75,6 +75,15 @@ def test_evaluate_and_embed(run, textures, tmp_path, capsys):
     assert len(table["vector"][0].as_py()) == 64
 
 
+def test_export_writes_what_timm_opens(run, tmp_path, capsys):
+    import timm
+
+    main_ok(capsys, "export", run.folder, "--to", "timm", "--out", tmp_path / "timm")
+    x = torch.randn(2, 3, 16, 16)
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()(x)
+    assert torch.allclose(theirs, daybreak.load(run.folder).pooled(x), atol=1e-6)
+
+
 def main_ok(capsys, *arguments) -> str:
     code, out, err = say(capsys, *arguments)
     assert code in (0, None), err
@@ -204,6 +213,11 @@ def test_changed_data_is_refused_on_resume(textures, tmp_path):
     (data / "0.png").write_bytes(paths[1].read_bytes())
     with pytest.raises(Refused, match="data changed"):
         daybreak.pretrain(resume=tmp_path / "run")
+
+
+def test_other_settings_are_refused_on_resume(run, capsys):
+    code, _, err = say(capsys, "pretrain", "--resume", run.folder, "--epochs", "3")
+    assert code == 2 and "leave out epochs" in err
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -45,7 +45,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         epochs, images, minutes: the budget, one of them; 30 minutes on a CPU and 100 epochs elsewhere by default.
         val: labelled images for the evaluation; otherwise a split of ``data``, or a tenth of it.
         overrides: ``["method.mask_ratio=0.7"]`` or a nested mapping.
-        resume: the folder of an interrupted run; nothing else may be given with it but ``data``.
+        resume: the folder of an interrupted run; nothing else may be given with it.
         pictures: False leaves all images out of the report.
 
     Returns:
@@ -60,16 +60,20 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
     """
     console = console or Console()
     device = device_name()
+    flags = dict(data=absolute(data), encoder=encoder, image_size=image_size, epochs=epochs, images=images, minutes=minutes,
+                 batch_size=batch_size, val=absolute(val), label=label, group=group, channels=channels, max_bad=max_bad,
+                 threads=threads, compile=compile, seed=seed)
     if resume is not None:
+        given = [k for k, v in (flags | {"method": method, "recipe": recipe, "out": out}).items() if v is not None]
+        if given or overrides:
+            raise Refused(f"--resume {resume} goes on with the run as it was; leave out {', '.join(given) or '--set'}, "
+                          "or start another run.")
         folder = Path(resume)
         config = read_run(folder)
         tree = recipe_tree(config)
         _, split = open_split(tree["data"])
     else:
-        tree = settings_tree(method=method, recipe=recipe, overrides=overrides, data=str(data) if data else None,
-                             encoder=encoder, image_size=image_size, epochs=epochs, images=images, minutes=minutes,
-                             batch_size=batch_size, val=str(val) if val else None, label=label, group=group,
-                             channels=channels, max_bad=max_bad, threads=threads, compile=compile, seed=seed)
+        tree = settings_tree(method=method, recipe=recipe, overrides=overrides, **flags)
         named = tree.setdefault("method", {})
         cls = find(named.setdefault("name", "sit"))
         if named["name"] != cls.name:  # a file of the user's own: the run finds it again from any folder
@@ -99,6 +103,11 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
                       f"daybreak pretrain --resume {folder}")
         return Run(folder, [], [], outcome.interrupted)
     return finish(made, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+
+
+def absolute(path: str | Path | None) -> str | None:
+    """The whole path, so that a run finds its data again from any folder."""
+    return None if path is None else str(Path(path).absolute())
 
 
 def make_fabric(device: str, precision: str) -> Fabric:

@@ -40,11 +40,18 @@ def fill(folder, name="cat"):
         f"seed = 3\n[method]\nname = {json.dumps(name)}\n[encoder]\nname = \"vit_micro\"\nimage_size = [28, 28]\n")
     (folder / "survey.json").write_text(json.dumps({"sentence": f"9 images of {name}", "classes": {name: 3}}))
     (folder / "results.json").write_text(json.dumps([
-        result("trained", 0.9), result("random", 0.7), result("pixels", 0.895), result("trained", 0.88, None, name)]))
+        result("trained", 0.9), result("random", 0.7), result("pixels", 0.895), result("trained", 0.88, None, name),
+        result("trained", 31.6, None, "rankme", "rank")]))
     lines = [{"kind": "train", "images": 100 * i, "seconds": i, "loss": 3 / i, "waiting": 0.02, name: 0.5}
              for i in range(1, 600)]
     lines += [{"kind": "health", "images": 5000, "rankme": 12.5, "spread": 0.8, "knn_accuracy": 0.75}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tra')
+
+
+def test_a_rank_is_a_number_and_an_accuracy_a_percentage(tmp_path):
+    fill(tmp_path)
+    page = write_report(tmp_path, looks=some_looks()).read_text()
+    assert "31.6" in page and "3160" not in page and "90.00 %" in page
 
 
 class Page(html.parser.HTMLParser):

@@ -68,7 +68,7 @@ def write_report(folder: Path, *, looks: Looks, pictures: bool = True) -> Path:
     here = Path(__file__).parent
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(here), trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"picture": picture, "value": plain}
+    environment.filters |= {"number": number, "picture": picture, "value": plain}
     metrics = read_metrics(folder / "metrics.jsonl")
     results = read_json(folder / "results.json") or []
     survey = read_json(folder / "survey.json") or {}
