@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..config import Count, Positive, Range, Share
+from ..config import Count, Range, Share
 from ..nn.losses import entropy, mean_over_ranks, soft_cross_entropy
 from ..nn.momentum import Teacher
 from ..nn.prototypes import Centre, PrototypeHead
@@ -34,7 +34,7 @@ class Config:
     centre_momentum: Share = 0.9
     freeze_prototypes: Share = 0.01  # share of the budget in which the last layer keeps its start
     local_views: Annotated[int, Range(0)] = 8
-    local_size: Positive | None = None  # pixels; None: 3/7 of the image in whole patches, as 96 is of 224
+    local_size: Count | None = None  # pixels; None: 3/7 of the image in whole patches, as 96 is of 224
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
 
@@ -52,9 +52,11 @@ class DINO(Method):
         self.views = [View(size=size, scale=scale, blur=1.0, **jitter),
                       View(size=size, scale=scale, blur=0.1, solarize=0.2, **jitter)]
         if config.local_views:
-            local = (int(config.local_size),) * 2 if config.local_size else local_size(size, encoder.stride)
+            local = (config.local_size,) * 2 if config.local_size else local_size(size, encoder.stride)
             encoder.grid(*local)  # refuses a size that the patch does not divide
-            self.views.append(View(size=local, scale=config.local_scale, blur=0.5, count=config.local_views, **jitter))
+            sigma = (0.1 * 7 / 3, 2.0 * 7 / 3)  # of a view as large as the global ones: 0.1 to 2 px at 96 px, as the code has it
+            self.views.append(View(size=local, scale=config.local_scale, blur=0.5, blur_sigma=sigma,
+                                   count=config.local_views, **jitter))
         self.head = PrototypeHead(encoder.dim, config.prototypes, hidden=config.hidden, bottleneck=config.bottleneck)
         self.teacher = Teacher(self.taught(), start=config.momentum)
         self.centre = Centre(config.prototypes, config.centre_momentum)
