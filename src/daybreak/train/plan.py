@@ -1,7 +1,7 @@
 """What is not said is chosen from the data and the machine, and each choice comes with its reason."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -151,8 +151,3 @@ def make_budget(training: Training, count: int, clock) -> Budget:
         return Budget(count, seconds=60 * training.minutes, clock=clock)
     images = training.images or round((training.epochs or 0) * count)
     return Budget(max(images, training.batch_size), clock=clock)
-
-
-def with_budget(config: RunConfig, images: int) -> RunConfig:
-    """The same run with its budget in images, as it turned out."""
-    return replace(config, training=replace(config.training, images=images, minutes=None, epochs=None))
