@@ -87,9 +87,9 @@ def permuted_targets(cls, monkeypatch):
     if cls.name == "mae":
         reconstruct = cls.reconstruct
 
-        def shuffled(self, images, step):
-            prediction, target, hidden = reconstruct(self, images, step)
-            return prediction, target.roll(1, 0), hidden
+        def shuffled(self, *arguments):
+            prediction, target, wanted = reconstruct(self, *arguments)
+            return prediction, target.roll(1, 0), wanted
 
         monkeypatch.setattr(cls, "reconstruct", shuffled)
     else:

@@ -79,7 +79,7 @@ def test_partners_stay_in_their_cell_and_reach_all_of_it():
 @pytest.mark.parametrize(("count", "ratio", "kept"), [(196, 0.75, 49), (64, 0.5, 32), (4, 0.9, 1)])
 def test_random_mask_keeps_the_smallest(count, ratio, kept):
     noise = random(3)("n", (3, count))
-    keep, hidden = random_mask(noise, ratio)
+    keep, _, hidden = random_mask(noise, ratio)
     assert keep.shape == (3, kept) and (~hidden).sum().item() == 3 * kept
     for b in range(3):
         assert noise[b][~hidden[b]].max() <= noise[b][hidden[b]].min()

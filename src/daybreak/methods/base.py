@@ -41,6 +41,7 @@ class Step:
     random: Random
     rank: int = 0
     world: int = 1
+    mask_ratio: float | None = None  # of the stage, where the training has stages; None: the method's own
 
 
 @dataclass

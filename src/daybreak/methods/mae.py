@@ -3,7 +3,8 @@
 He, Chen, Xie, Li, Dollar, Girshick, "Masked Autoencoders Are Scalable Vision Learners", 2021, arXiv 2111.06377.
 
 Differs from the paper: the decoder shrinks with encoders narrower than 384; the target is normalised with the
-data's own statistics. B images, N patches, K kept, D encoder width, E decoder width, P pixels of a patch
+data's own statistics; only hidden patches are painted, which the loss alone asks for; a share of them may be
+left out. B images, N patches, K kept, M painted, D encoder width, E decoder width, P values of a patch
 (patch * patch * channels).
 """
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import Count, Range
 from ..nn.encoder import Tokens, initialise_xavier, sincos_positions
-from ..nn.losses import masked_mean
+from ..nn.losses import mean_over_ranks
 from ..nn.masking import patchify, random_mask, unpatchify
 from .base import Batch, Encoder, Loss, Method, Picture, Step, Training, View, register
 
@@ -27,6 +28,7 @@ class Config:
     norm_pix: bool = True  # each target patch to zero mean and unit variance; better features, paler pictures
     decoder_width: Count | None = None  # None: 512, or 64 less than the encoder's width below 384
     decoder_depth: Count | None = None  # None: 8, or 2 for encoders narrower than 384
+    decode_share: Annotated[float, Range(0.05, 1)] = 1.0  # of the hidden patches, painted in a step; less is faster
     scale: tuple[float, float] = (0.2, 1.0)  # area of the crop
 
 
@@ -55,32 +57,32 @@ class MAE(Method):
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         (images,) = batch.images  # (B, C, H, W)
-        prediction, target, hidden = self.reconstruct(images, step)
-        error = (prediction.float() - target).square().mean(-1)  # (B, N)
-        return Loss(masked_mean(error, hidden), {})
+        prediction, target, _ = self.reconstruct(images, step, self.config.decode_share)
+        error = (prediction.float() - target).square().mean(-1)  # (B, M)
+        return Loss(mean_over_ranks(error), {})
 
-    def reconstruct(self, images: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Prediction and target (B, N, P) and the hidden patches (B, N)."""
+    def reconstruct(self, images: Tensor, step: Step, share: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+        """Prediction and target (B, M, P) of a random share of the hidden patches, and their positions (B, M)."""
         grid = self.encoder.grid(*images.shape[-2:])
+        noise = step.random("mask", (len(images), grid[0] * grid[1]))  # (B, N)
+        ratio = self.config.mask_ratio if step.mask_ratio is None else step.mask_ratio
+        keep, gone, _ = random_mask(noise, ratio)
+        wanted = gone[:, : max(1, round(share * gone.shape[1]))]  # (B, M), in the order of their noise: a random part
         target = patchify(images, self.encoder.patch)  # (B, N, P)
+        target = target.gather(1, wanted[:, :, None].expand(-1, -1, target.shape[-1]))
         if self.config.norm_pix:
             target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-        noise = step.random("mask", target.shape[:2])  # (B, N)
-        keep, hidden = random_mask(noise, self.config.mask_ratio)
         tokens = self.encoder.tokens(images, keep=keep)
-        return self.decode(tokens, keep, grid), target, hidden
+        return self.decode(tokens, keep, wanted, grid), target, wanted
 
-    def decode(self, tokens: Tokens, keep: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Encoded visible tokens and mask tokens everywhere else, to pixels (B, N, P)."""
-        num_prefix = tokens.prefix.shape[1]
-        x = self.embed(torch.cat([tokens.prefix, tokens.patches], dim=1))  # (B, prefix + K, E)
-        everywhere = self.mask_token.to(x.dtype).expand(len(x), grid[0] * grid[1], -1)
-        patches = everywhere.scatter(1, keep[:, :, None].expand(-1, -1, x.shape[-1]), x[:, num_prefix:])
+    def decode(self, tokens: Tokens, keep: Tensor, wanted: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Encoded visible tokens (B, K, D), and mask tokens where patches are wanted (B, M), to their pixels (B, M, P)."""
+        prefix, seen = (self.embed(x) for x in tokens)  # (B, prefix, E), (B, K, E)
         usual = grid == self.encoder.grid(*self.encoder.image_size)
-        positions = self.decoder_positions if usual else sincos_positions(x.shape[-1], *grid)
-        patches = patches + positions.to(x)  # (B, N, E)
-        x = self.norm(self.blocks(torch.cat([x[:, :num_prefix], patches], dim=1)))
-        return self.paint(x[:, num_prefix:])
+        positions = (self.decoder_positions if usual else sincos_positions(seen.shape[-1], *grid)).to(seen)  # (N, E)
+        hidden = self.mask_token.to(seen) + positions[wanted]  # (B, M, E)
+        x = self.blocks(torch.cat([prefix, seen + positions[keep], hidden], dim=1))
+        return self.paint(self.norm(x[:, -wanted.shape[1] :]))
 
     def degenerate(self) -> dict[str, float]:
         pixels = self.encoder.patch**2 * self.encoder.channels
@@ -88,17 +90,15 @@ class MAE(Method):
 
     def picture(self, batch: Batch, step: Step) -> Picture:
         (images,) = batch.images
-        prediction, _, hidden = self.reconstruct(images, step)
+        prediction, _, wanted = self.reconstruct(images, step)
         truth = patchify(images, self.encoder.patch)
+        places = wanted[:, :, None].expand(-1, -1, truth.shape[-1])
         caption = "Hidden patches painted from the visible ones."
         if self.config.norm_pix:
-            prediction = prediction * (truth.var(-1, keepdim=True) + 1e-6).sqrt() + truth.mean(-1, keepdim=True)
+            true = truth.gather(1, places)
+            prediction = prediction * (true.var(-1, keepdim=True) + 1e-6).sqrt() + true.mean(-1, keepdim=True)
             caption += " The target is normalised patch by patch; its true mean and contrast are put back here."
         grid = self.encoder.grid(*images.shape[-2:])
-
-        def draw(patches: Tensor) -> Tensor:
-            return unpatchify(patches, self.encoder.patch, grid)
-
-        seen = draw(truth * ~hidden[:, :, None])
-        painted = draw(torch.where(hidden[:, :, None], prediction.to(truth), truth))
+        seen = unpatchify(truth.scatter(1, places, 0.0), self.encoder.patch, grid)
+        painted = unpatchify(truth.scatter(1, places, prediction.to(truth)), self.encoder.patch, grid)
         return Picture(caption, ["image", "visible", "painted"], [list(r) for r in zip(images, seen, painted, strict=True)])

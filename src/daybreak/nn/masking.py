@@ -16,14 +16,16 @@ class PatchMask(NamedTuple):
     """Random hiding of whole patches."""
 
     keep: Tensor  # (B, K) int64: the visible patches, in ascending order of their noise
+    gone: Tensor  # (B, N - K) int64: the hidden ones, in the same order
     hidden: Tensor  # (B, N) bool
 
 
 def random_mask(noise: Tensor, ratio: float) -> PatchMask:
     """Keep the ``int(N (1 - ratio))`` patches of smallest noise (at least one); noise is (B, N) in [0, 1)."""
     num_patches = noise.shape[1]
-    keep = noise.argsort(dim=1)[:, : max(1, int(num_patches * (1 - ratio)))]
-    return PatchMask(keep, torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False))
+    num_kept = max(1, int(num_patches * (1 - ratio)))
+    keep, gone = noise.argsort(dim=1).split([num_kept, num_patches - num_kept], dim=1)
+    return PatchMask(keep, gone, torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False))
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
