@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import daybreak
+from daybreak import verbs
 from daybreak.cli import main
 from daybreak.errors import Failed, Refused
 from daybreak.methods import base
@@ -90,15 +91,19 @@ def main_ok(capsys, *arguments) -> str:
     return out
 
 
-@pytest.mark.parametrize("name", base.names())
+@pytest.mark.parametrize(("name", "scheme"), [*((name, "none") for name in base.names()), ("mae", "daily-1")])
 @pytest.mark.parametrize("stop_at", [3, 8])
-def test_an_interrupted_run_goes_on_bit_for_bit(name, stop_at, textures, tmp_path, monkeypatch):
-    """600 images in batches of 64: 9 batches an epoch, so the run of 12 steps crosses into a second one."""
+def test_an_interrupted_run_goes_on_bit_for_bit(name, scheme, stop_at, textures, tmp_path, monkeypatch):
+    """600 images in batches of 64: 9 batches an epoch, so the run of 12 steps crosses into a second one.
+
+    With a scheme, steps 0 to 2, 3 to 5 and 6 to 11 are its stages: it stops where one ends, and inside the last.
+    """
     cls = base.find(name)
+    monkeypatch.setattr(verbs, "say_forecast", lambda *_: None)  # its steps are not the run's
     small = {"dino": ["method.prototypes=32", "method.hidden=32"], "sit": ["method.hidden=32"]}.get(name, [])
     known = dict(method=name, images=768, batch_size=64, seed=3, pictures=False, overrides=[
         "encoder.width=64", "encoder.depth=1", "encoder.drop_path=0.1", "watch.probes=2", "watch.probe_bank=64",
-        "watch.probe_queries=32", *small])
+        "watch.probe_queries=32", f"training.scheme={scheme}", *small])
     whole = daybreak.pretrain(textures, out=tmp_path / "whole", **known)
 
     after, steps = cls.after_step, []
@@ -165,7 +170,7 @@ def folder_of(tmp_path, **files) -> str:
     (["--batch-size", "601"], "600 images"),
     (["--epochs", "1", "--images", "5"], "both budgets"),
     (["--label", "species"], "species"),
-    (["--set", "training.accumulate=2", "--method", "simclr"], "compares the images of a batch"),
+    (["--set", "training.accumulate=3", "--batch-size", "8"], "does not divide the batch of 8 of a device; try 4"),
     (["--set", "method.mask_ratio=1.5", "--method", "mae"], "expected from 0.05 to 0.95"),
     (["--recipe", "nowhere.toml"], "no such recipe"),
 ])

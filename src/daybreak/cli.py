@@ -37,6 +37,9 @@ def pretrain(
     set: Annotated[list[str] | None, typer.Option(help="key=value, as method.mask_ratio=0.7; repeatable")] = None,
     seed: Annotated[int | None, typer.Option(help="default 0")] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="torch.compile the encoder; default off")] = None,
+    devices: Annotated[int | None, typer.Option(help="processes, one a device, that share each batch; default 1")] = None,
+    init: Annotated[str | None, typer.Option(help="start from the weights of a run, a file or timm:NAME; default random")] = None,
+    init_partial: Annotated[bool | None, typer.Option("--init-partial", help="take what fits of them; default all or none")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this run")] = None,
     pictures: Annotated[bool, typer.Option(help="images in the report")] = True,
 ) -> None:
@@ -46,9 +49,28 @@ def pretrain(
     run = verbs.pretrain(data, method=method, encoder=encoder, image_size=image_size, epochs=epochs, images=images,
                          minutes=minutes, batch_size=batch_size, val=val, label=label, group=group, channels=channels,
                          max_bad=max_bad, out=out, recipe=recipe, overrides=set or (), seed=seed, compile=compile,
-                         resume=resume, pictures=pictures)
+                         devices=devices, init=init, init_partial=init_partial, resume=resume, pictures=pictures)
     if run.interrupted is not None:
         raise typer.Exit(128 + run.interrupted)
+
+
+@app.command()
+def plan(
+    data: Data,
+    hours: Annotated[float | None, typer.Option(help="the budget; default that of pretrain")] = None,
+    method: Annotated[str | None, typer.Option(help="a name of `daybreak methods`, or a method file; default sit")] = None,
+    encoder: Annotated[str | None, typer.Option(help="a preset or a timm name; default by image size and device")] = None,
+    image_size: Annotated[int | None, typer.Option(help="pixels; default the images' own up to 64, else 96 (CPU) or 224")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images a step; default the method's, as the data allow")] = None,
+    devices: Annotated[int | None, typer.Option(help="processes, one a device, that share each batch; default 1")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML file of settings; default none")] = None,
+    set: Annotated[list[str] | None, typer.Option(help="key=value, as method.mask_ratio=0.7; repeatable")] = None,
+) -> None:
+    """Say what pretrain would do with these images, and what time and memory it would take; nothing is written."""
+    from . import verbs
+
+    verbs.plan(data, hours=hours, method=method, encoder=encoder, image_size=image_size, batch_size=batch_size,
+               devices=devices, recipe=recipe, overrides=set or ())
 
 
 @app.command()

@@ -64,6 +64,8 @@ class EncoderConfig:
     depth: Count | None = None
     heads: Count | None = None
     drop_path: Share | None = None  # stochastic depth; None: the method's
+    init: str | None = None  # weights to start from: a run, a file or timm:NAME; None: random
+    init_partial: bool = False  # take what fits of them and leave the rest random
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,9 @@ class Training:
     clip: Positive | None = None  # largest norm of a gradient
     clip_mode: Literal["global", "per-tensor"] = "global"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    scheme: Literal["none", "daily-1", "daily-2", "daily-3", "daily-4", "daily-5", "daily-6"] = "none"  # stages; see train/stages
     accumulate: Count = 1  # micro-batches a step
+    devices: Count = 1  # processes, one a device, that share each batch
     compile: bool = False
     gradient_checkpointing: bool = False
     channels_last: bool = False

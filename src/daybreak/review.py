@@ -76,6 +76,11 @@ def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcom
     return Run(folder, results, notes)
 
 
+def read_results(folder: Path) -> list[Result]:
+    """The numbers of a run that has ended."""
+    return [Result(**row) for row in json.loads((folder / "results.json").read_text())]
+
+
 def measure(method: Method, config: RunConfig, split: Split, fabric: Fabric) -> tuple[list[Result], list[Skipped], tuple]:
     """Results of all protocols for the three backbones, what was skipped, and the trained vectors of bank and queries."""
     cls, size = type(method), method.backbone.image_size

@@ -7,13 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from rich.console import Console
 
 from .config import RunConfig, Tree, difference, fill, merge, parse_override, read_toml
 from .data.images import Images, Split, open_images, split_images
 from .errors import Refused
+from .launch import check_devices
 from .methods.base import Method, find
 from .nn.encoder import Encoder
+from .start import start_from
+from .train.forecast import Forecast, forecast
+from .train.plan import choose, make_budget
 
 
 def device_name() -> str:
@@ -30,7 +35,8 @@ def settings_tree(*, method: str | None, recipe: str | Path | None, overrides: S
               "images": ("training", "images"), "minutes": ("training", "minutes"), "batch_size": ("training", "batch_size"),
               "data": ("data", "path"), "val": ("data", "val"), "label": ("data", "label"), "group": ("data", "group"),
               "channels": ("data", "channels"), "max_bad": ("data", "max_bad"), "threads": ("data", "threads"),
-              "compile": ("training", "compile")}
+              "compile": ("training", "compile"), "devices": ("training", "devices"), "init": ("encoder", "init"),
+              "init_partial": ("encoder", "init_partial")}
     tree = read_toml(recipe) if recipe else {}
     given = {k: v for k, v in flags.items() if v is not None}
     if {"epochs", "images", "minutes"} & set(given):  # a budget on the command line replaces the recipe's
@@ -45,6 +51,26 @@ def settings_tree(*, method: str | None, recipe: str | Path | None, overrides: S
     return merge(tree, *(parse_override(text) for text in overrides))
 
 
+def resolve(console: Console, device: str, *, method: str | None, recipe: str | Path | None,
+            overrides: Sequence[str] | Mapping[str, Any], **flags: Any) -> tuple[Images, Split, RunConfig, Method]:
+    """From flags to images, their split, the whole configuration and the method at its start; says what was found and chosen.
+
+    Raises:
+        Refused: whatever of it can't be.
+    """
+    tree = settings_tree(method=method, recipe=recipe, overrides=overrides, **flags)
+    named = tree.setdefault("method", {})
+    cls = find(named.setdefault("name", "sit"))
+    if named["name"] != cls.name:  # a file of the user's own: the run finds it again from any folder
+        named["name"] = str(Path(named["name"]).resolve())
+    images, split = open_split(tree.get("data", {}))
+    console.print(f"data: {images.sentence()}", soft_wrap=True)
+    config, choices = choose(cls, tree, split.train, device)
+    check_devices(config.training.devices, device)
+    say_plan(console, config, choices, device)
+    return images, split, config, make_method(config, split.train.channels, console)
+
+
 def make_encoder(config: RunConfig, cls: type[Method], channels: int) -> Encoder:
     """The encoder at its start: the same weights for the same seed."""
     torch.manual_seed(config.seed)
@@ -55,9 +81,17 @@ def make_encoder(config: RunConfig, cls: type[Method], channels: int) -> Encoder
                    init=cls.init)
 
 
-def make_method(config: RunConfig, channels: int) -> Method:
+def make_method(config: RunConfig, channels: int, console: Console | None = None) -> Method:
+    """The method at its start; with a console, on the weights that ``encoder.init`` names, which it says."""
     cls = find(config.method_name)
-    return cls(make_encoder(config, cls, channels), config.method)
+    encoder = make_encoder(config, cls, channels)
+    if console is not None and config.encoder.init is not None:
+        match = start_from(encoder, config.encoder.init, partial=config.encoder.init_partial)
+        console.print(f"init: {config.encoder.init}: {match.sentence()}", soft_wrap=True)
+    method = cls(encoder, config.method)
+    if not cls.exact_accumulation:  # else the loop accumulates, which computes nothing twice
+        method.encoder.in_parts(config.training.accumulate)
+    return method
 
 
 def read_run(folder: Path) -> RunConfig:
@@ -111,3 +145,13 @@ def say_plan(console: Console, config: RunConfig, choices: list, device: str) ->
     for name, default, value in difference(config, defaults_of(config)):
         if name not in chosen and name != "data.path":
             console.print(f"  differs {name} = {value} (default {default})", soft_wrap=True, highlight=False)
+
+
+def say_forecast(console: Console, method: Method, images: Images, config: RunConfig, fabric: Fabric) -> Forecast:
+    """Try a few steps and say what the run will take."""
+    t, found = config.training, forecast(method, images, config, fabric)
+    budget = make_budget(t, len(images), None).images if t.minutes is None else round(60 * t.minutes * found.images_per_second)
+    console.print(f"  expected {found.sentence(budget, len(images))}", soft_wrap=True, highlight=False)
+    if warning := found.warning(t.batch_size // t.devices):
+        console.print(f"  {warning}", soft_wrap=True, highlight=False)
+    return found

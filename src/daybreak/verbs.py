@@ -1,39 +1,61 @@
-"""The verbs of the command line as functions: pretrain, evaluate, embed, export, load, demo."""
+"""The verbs of the command line as functions: pretrain, plan, evaluate, embed, export, load, demo."""
 
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
+from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 
-from .config import recipe_tree, to_toml, to_tree
-from .data.images import open_images, split_images
+from .config import RunConfig, recipe_tree, to_toml, to_tree
+from .data.images import Split, open_images, split_images
 from .errors import Refused
 from .evaluate.features import features
 from .evaluate.protocols import DEFAULT, Result, evaluate_features
 from .export.backbone import load
 from .export.formats import export as export_backbone
-from .methods.base import find, names
-from .review import Run, finish, make_probe
-from .runs import command_line, device_name, free_folder, make_method, open_split, read_run, say_plan, settings_tree
+from .launch import World, spawn, world_here
+from .methods.base import Method, find, names
+from .review import Run, finish, make_probe, read_results
+from .runs import (
+    command_line,
+    device_name,
+    free_folder,
+    make_method,
+    open_split,
+    read_run,
+    resolve,
+    say_forecast,
+)
+from .train.checkpoint import every
+from .train.forecast import Forecast
 from .train.loop import train
-from .train.plan import choose, make_budget
+from .train.plan import make_budget
 
-__all__ = ["Run", "demo", "describe_methods", "embed", "evaluate", "export", "load", "pretrain"]
+__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "export", "load", "plan", "pretrain"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would be, and what it would take."""
+
+    config: RunConfig
+    forecast: Forecast
 
 
 def pretrain(data: str | Path | None = None, *, method: str | None = None, encoder: str | None = None,
              image_size: int | Sequence[int] | None = None, epochs: float | None = None, images: int | None = None,
              minutes: float | None = None, batch_size: int | None = None, val: str | Path | None = None,
              label: str | None = None, group: str | None = None, channels: int | None = None,
-             max_bad: float | None = None, threads: int | None = None, compile: bool | None = None,
+             max_bad: float | None = None, threads: int | None = None, compile: bool | None = None, devices: int | None = None,
+             init: str | Path | None = None, init_partial: bool | None = None,
              out: str | Path | None = None, recipe: str | Path | None = None,
              overrides: Sequence[str] | Mapping[str, Any] = (), seed: int | None = None,
              resume: str | Path | None = None, pictures: bool = True, console: Console | None = None) -> Run:
@@ -44,6 +66,8 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         method: a name that ``daybreak methods`` lists (default "sit"), or the path of a method file.
         epochs, images, minutes: the budget, one of them; 30 minutes on a CPU and 100 epochs elsewhere by default.
         val: labelled images for the evaluation; otherwise a split of ``data``, or a tenth of it.
+        devices: processes, one a device, that share each batch; torchrun and Slurm's srun say it themselves.
+        init: start from the weights of a run, of a file or of ``timm:NAME``; ``init_partial`` takes what fits of them.
         overrides: ``["method.mask_ratio=0.7"]`` or a nested mapping.
         resume: the folder of an interrupted run; nothing else may be given with it.
         pictures: False leaves all images out of the report.
@@ -58,51 +82,67 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         >>> import daybreak
         >>> run = daybreak.pretrain("photos/", method="mae", minutes=10)  # doctest: +SKIP
     """
-    console = console or Console()
-    device = device_name()
-    flags = dict(data=absolute(data), encoder=encoder, image_size=image_size, epochs=epochs, images=images, minutes=minutes,
-                 batch_size=batch_size, val=absolute(val), label=label, group=group, channels=channels, max_bad=max_bad,
-                 threads=threads, compile=compile, seed=seed)
+    device, world = device_name(), world_here()
+    leads = world is None or world.rank == 0
+    console = console or Console(quiet=not leads)
+    if init is not None and not str(init).startswith("timm:"):
+        init = absolute(init)
+    flags: dict[str, Any] = dict(
+        data=absolute(data), encoder=encoder, image_size=image_size, epochs=epochs, images=images, minutes=minutes,
+        batch_size=batch_size, val=absolute(val), label=label, group=group, channels=channels, max_bad=max_bad, threads=threads,
+        compile=compile, devices=devices, init=init, init_partial=init_partial, seed=seed)
     if resume is not None:
         given = [k for k, v in (flags | {"method": method, "recipe": recipe, "out": out}).items() if v is not None]
         if given or overrides:
             raise Refused(f"--resume {resume} goes on with the run as it was; leave out {', '.join(given) or '--set'}, "
                           "or start another run.")
-        folder = Path(resume)
+        folder, made = Path(resume), None
         config = read_run(folder)
-        tree = recipe_tree(config)
-        _, split = open_split(tree["data"])
     else:
-        tree = settings_tree(method=method, recipe=recipe, overrides=overrides, **flags)
-        named = tree.setdefault("method", {})
-        cls = find(named.setdefault("name", "sit"))
-        if named["name"] != cls.name:  # a file of the user's own: the run finds it again from any folder
-            named["name"] = str(Path(named["name"]).resolve())
-        all_images, split = open_split(tree.get("data", {}))
-        console.print(f"data: {all_images.sentence()}", soft_wrap=True)
-        config, choices = choose(cls, tree, split.train, device)
-        folder = Path(out) if out else free_folder(Path("runs"), cls.name)
-        if (folder / "config.toml").exists():
-            raise Refused(f"{folder}: holds another run; choose another --out, or go on with it: "
-                          f"daybreak pretrain --resume {folder}")
-        say_plan(console, config, choices, device)
-    made = make_method(config, split.train.channels)
-    fabric = make_fabric(device, config.training.precision)
-    if resume is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(to_toml(recipe_tree(config)) + "\n")
-        (folder / "command.txt").write_text(command_line() + "\n")
-        all_images.survey.write(folder)
-    console.print(f"run: {folder}", soft_wrap=True)
+        if out is not None and leads and (Path(out) / "config.toml").exists():
+            raise Refused(f"{out}: holds another run; choose another --out, or go on with it: daybreak pretrain --resume {out}")
+        if world is not None:
+            flags["devices"] = world.size
+        all_images, split, config, made = resolve(console, device, method=method, recipe=recipe, overrides=overrides, **flags)
+        if world is None:
+            say_forecast(console, made, split.train, config, make_fabric(device, config.training.precision))
+        folder = Path(out) if out else free_folder(Path("runs"), type(made).name)
+        if leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.toml").write_text(to_toml(recipe_tree(config)) + "\n")
+            (folder / "command.txt").write_text(command_line() + "\n")
+            all_images.survey.write(folder)
+    if world is None or resume is None:  # else the process that started this one has said it
+        console.print(f"run: {folder}", soft_wrap=True)
+    if world is None and config.training.devices > 1:
+        interrupted = spawn(["pretrain", "--resume", str(folder), *([] if pictures else ["--no-pictures"])],
+                            config.training.devices)
+        return Run(folder, [] if interrupted else read_results(folder), [], interrupted)
+    if made is None:
+        _, split = open_split(recipe_tree(config)["data"])
+        made = make_method(config, split.train.channels, None if every(folder / "checkpoints") else console)
+    fabric = make_fabric(device, config.training.precision, world)
+    return work(made, config, split, folder, fabric, pictures=pictures, console=console)
+
+
+def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: Fabric, *, pictures: bool,
+         console: Console) -> Run:
+    """Train, from the last checkpoint if there is one, then measure and report: what each process of a run does."""
+    folder = Path(fabric.broadcast(str(folder)))  # without --out each rank would count for itself
+    goes_on = bool(every(folder / "checkpoints"))
     budget = make_budget(config.training, len(split.train), time.monotonic)
     torch.manual_seed(config.seed)
-    outcome = train(made, split.train, config, folder, fabric=fabric, budget=budget, console=console,
-                    probe=make_probe(split, config, fabric), resume=resume is not None)
+    outcome = train(method, split.train, config, folder, fabric=fabric, budget=budget, console=console,
+                    probe=make_probe(split, config, fabric), resume=goes_on)
+    if fabric.world_size > 1:
+        torch.distributed.destroy_process_group()  # what follows is the first one's alone
     if outcome.interrupted is not None:
         console.print(f"interrupted after {outcome.images_seen:,} images; all is saved. Go on with: "
                       f"daybreak pretrain --resume {folder}")
         return Run(folder, [], [], outcome.interrupted)
-    return finish(made, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+    if not fabric.is_global_zero:
+        return Run(folder, [], [])
+    return finish(method, config, split, folder, outcome, fabric, pictures=pictures, console=console)
 
 
 def absolute(path: str | Path | None) -> str | None:
@@ -110,13 +150,40 @@ def absolute(path: str | Path | None) -> str | None:
     return None if path is None else str(Path(path).absolute())
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """One device; the precision goes in as a plugin, because Fabric else announces what the plan has said."""
+def make_fabric(device: str, precision: str, world: World | None = None) -> Fabric:
+    """One device, or all of a world; the precision goes in as a plugin, because Fabric else announces what the plan has said."""
     mixed: Any = precision  # Fabric's types want the literal; config.Training has checked it
     plugin = MixedPrecision(mixed, device) if precision.endswith("-mixed") else None
-    fabric = Fabric(accelerator=device, devices=1, plugins=plugin)
+    if world is None:
+        fabric = Fabric(accelerator=device, devices=1, plugins=plugin)
+    else:
+        fabric = Fabric(accelerator=device, devices=world.per_node, num_nodes=world.nodes, plugins=plugin,
+                        strategy=DDPStrategy(broadcast_buffers=False))
     fabric.launch()
     return fabric
+
+
+def plan(data: str | Path, *, hours: float | None = None, method: str | None = None, encoder: str | None = None,
+         image_size: int | Sequence[int] | None = None, batch_size: int | None = None, channels: int | None = None,
+         devices: int | None = None, recipe: str | Path | None = None, overrides: Sequence[str] | Mapping[str, Any] = (),
+         console: Console | None = None) -> Plan:
+    """Say what ``pretrain`` would do with these images, and what it would take, after a few steps; nothing is written.
+
+    Args:
+        hours: the budget; otherwise that of ``pretrain``.
+
+    Returns:
+        The configuration, and the forecast of speed and memory.
+
+    Raises:
+        Refused: what ``pretrain`` would refuse.
+    """
+    console, device = console or Console(), device_name()
+    flags = dict(data=absolute(data), encoder=encoder, image_size=image_size, batch_size=batch_size, channels=channels,
+                 devices=devices, minutes=None if hours is None else 60 * hours)
+    _, split, config, made = resolve(console, device, method=method, recipe=recipe, overrides=overrides, **flags)
+    found = say_forecast(console, made, split.train, config, make_fabric(device, config.training.precision))
+    return Plan(config, found)
 
 
 def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,

@@ -68,6 +68,19 @@ def test_a_convolutional_encoder_works_or_is_refused_by_name(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_encoding_in_micro_batches_changes_nothing(name):
+    found = []
+    for parts in (1, 4):
+        method = tiny_method(name)
+        method.encoder.in_parts(parts)
+        loss = one_step(method, noise_batch(method))
+        found.append((loss.value, {key: p.grad for key, p in method.named_parameters() if p.grad is not None}))
+    (whole, first), (parted, second) = found
+    assert torch.allclose(whole, parted, atol=1e-6) and first.keys() == second.keys()
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_state_dict_brings_back_the_same_loss(name):
     method = tiny_method(name)
     batch = noise_batch(method)

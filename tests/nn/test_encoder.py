@@ -240,3 +240,9 @@ def test_size_refused_when_it_comes():
 
 def gather(patches, index):
     return patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[-1]))
+
+
+def test_micro_batches_are_refused_where_the_encoder_normalises_over_the_batch():
+    with pytest.raises(Refused, match="resnet18 has batch normalisation"):
+        Encoder("resnet18", image_size=(32, 32)).in_parts(2)
+    Encoder("convnext_mini", image_size=(32, 32)).in_parts(2)

@@ -45,7 +45,8 @@ def test_a_budget_of_time_follows_the_speed_and_ends_in_time():
     assert budget.progress(450) == pytest.approx(0.5)
     assert not budget.over(450)
     clock.now = 100
-    assert budget.over(900)
+    budget.look(900)
+    assert budget.images == 900 and budget.over(900)
 
 
 def test_time_spent_before_an_interruption_counts():
@@ -58,7 +59,11 @@ def test_time_spent_before_an_interruption_counts():
     clock.now = 1000
     second.start()
     clock.now = 1039
-    assert second.elapsed() == pytest.approx(99) and not second.over(1)
+    second.look(990)
+    assert second.elapsed() == pytest.approx(99) and not second.over(990)
+    clock.now = 1041
+    second.look(995)
+    assert second.over(995)
 
 
 @pytest.mark.parametrize(("rule", "rate"), [("linear", 1e-3 * 512 / 256), ("sqrt", 1e-3 * 512**0.5), ("fixed", 1e-3)])

@@ -4,6 +4,7 @@ B batch, P prefix tokens (class and registers), N patches, K kept patches, D wid
 width in pixels, h w the same in patches.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import timm
@@ -14,6 +15,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import Refused
 from .presets import resolve
@@ -107,6 +109,7 @@ class Encoder(nn.Module):
             raise Refused(f"{name} is a CNN ({type(probe).__name__}), and patch_size, width, depth and heads "
                           "are settings of ViTs; leave them out, or choose a ViT, such as vit_mini.")
         self.arguments: dict[str, Any] = arguments
+        self.parts = 1  # micro-batches; see in_parts
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}  # of a CNN, by image size
         self.grid(*self.image_size)  # refuses a size that can't be
 
@@ -150,12 +153,17 @@ class Encoder(nn.Module):
                 patches are dropped after the positions are added. None keeps all.
         """
         self._need_vit("tokens", images)
+        x = self._in_parts(self._features, images, keep)  # (B, P + K, D)
+        return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :])
+
+    def _features(self, images: Tensor, keep: Tensor | None) -> Tensor:
+        if not self.is_vit:
+            return self.model.forward_features(images)
         try:
             self.model.patch_drop.indices = keep
-            x = self.model.forward_features(images)  # (B, P + K, D)
+            return self.model.forward_features(images)
         finally:
             self.model.patch_drop.indices = None
-        return Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :])
 
     def pool(self, tokens: Tokens) -> Tensor:
         """(B, D), the feature that the backbone is used by."""
@@ -174,7 +182,7 @@ class Encoder(nn.Module):
     def map(self, images: Tensor) -> Tensor:
         """(B, D, h, w) of normalised images (B, C, H, W)."""
         if not self.is_vit:
-            return self.model.forward_features(images)
+            return self._in_parts(self._features, images, None)
         patches = self.tokens(images).patches.transpose(1, 2)  # (B, D, N)
         return patches.unflatten(2, self.grid(*images.shape[-2:]))
 
@@ -202,6 +210,27 @@ class Encoder(nn.Module):
         except (AssertionError, AttributeError):
             if on:
                 raise Refused(f"{self.name} has no gradient checkpointing in timm; leave it off.") from None
+
+    def in_parts(self, parts: int) -> None:
+        """Encode each batch in so many micro-batches, whose activations are computed again in the backward pass.
+
+        What follows the encoder, heads and loss, sees the whole batch at once, so a loss that compares its
+        images stays the same; memory is that of one micro-batch.
+
+        Raises:
+            Refused: the encoder normalises over the batch, so micro-batches would change it.
+        """
+        if parts > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
+            raise Refused(f"training.accumulate = {parts}: {self.name} has batch normalisation, which would see "
+                          "micro-batches instead of the batch; use a ViT or a ConvNeXt, or a smaller --batch-size.")
+        self.parts = parts
+
+    def _in_parts(self, function: Callable[..., Tensor], images: Tensor, keep: Tensor | None) -> Tensor:
+        if self.parts == 1 or not torch.is_grad_enabled():
+            return function(images, keep)
+        keeps = [None] * self.parts if keep is None else keep.chunk(self.parts)
+        return torch.cat([checkpoint(function, x, k, use_reentrant=False)
+                          for x, k in zip(images.chunk(self.parts), keeps, strict=False)])
 
     def compile_blocks(self) -> None:
         """Compile the blocks of a ViT, or the stages of a CNN, each on its own and in place.

@@ -20,18 +20,20 @@ from lightning.fabric.loggers import TensorBoardLogger
 from rich.console import Console
 from torch import Tensor
 
-from ..config import RunConfig, to_tree
+from ..config import RunConfig, Training, to_tree
 from ..data.images import Images
 from ..data.loader import Loader
 from ..data.philox import Random
 from ..data.photometric import augment
-from ..data.views import expand
+from ..data.views import View, expand
 from ..errors import Failed, Refused
 from ..methods.base import Batch, Method, Step
+from ..signals import caught
 from . import checkpoint
 from .optim import clip, make_optimizer, peak_rate, set_rates
 from .progress import Bar
 from .schedules import Budget, cosine, warm_cosine
+from .stages import WHOLE, Stage, stage_at, stages_of
 
 Probe = Callable[[torch.nn.Module], dict[str, float]]  # the one thing the loop knows of evaluation
 
@@ -68,24 +70,12 @@ class Signals:
     """SIGTERM and Ctrl-C ask for an end after the step in hand; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received = 0  # the number of the signal
 
-    @contextlib.contextmanager
-    def listening(self) -> Iterator["Signals"]:
-        def note(number, _frame):
-            if self.received is not None and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.received = number
-
-        try:
-            before = {n: signal.signal(n, note) for n in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: the caller handles signals
-            before = {}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def note(self, number: int) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
 
 
 def on_device(batch: Batch, views: list, random: Random, images: Images, device: torch.device) -> Batch:
@@ -121,15 +111,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
         Failed: a loss that is not finite; what led to it is in ``folder/failure``.
     """
     t, views = config.training, expand(method.views)
-    if t.compile:
-        method.encoder.compile_blocks()
-    if t.channels_last:
-        method.encoder.to(memory_format=torch.channels_last)
-    method.encoder.checkpointing(t.gradient_checkpointing)
-    if fabric.device.type == "cpu" and t.precision == "bf16-mixed":
-        plain_attention(method)
-    optimizer = make_optimizer(method, t)
-    module, optimizer = fabric.setup(method, optimizer)
+    module, optimizer = prepare(method, t, fabric)
     loader = Loader(images, views, t.batch_size // fabric.world_size, seed=config.seed, rank=fabric.global_rank,
                     world=fabric.world_size, threads=config.data.threads, pin=fabric.device.type == "cuda",
                     labels=method.labels != "none")
@@ -137,7 +119,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
     if resume:
         state = checkpoint.load_last(folder / "checkpoints")
         seen, best = restore(state, method, optimizer, loader, budget, images)
-    metrics = Metrics(folder, seen)
+    metrics: Any = Metrics(folder, seen) if fabric.is_global_zero else None
 
     def snapshot() -> dict[str, Any]:
         generators = {"cpu": torch.get_rng_state()}
@@ -147,24 +129,30 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 "budget": budget.state_dict(), "images_seen": seen, "best": best, "generators": generators,
                 "fingerprint": images.fingerprint, "config": to_tree(config)}
 
+    stages, stage = stages_of(t, config.method), WHOLE
     probe_every = 1 / config.watch.probes if config.watch.probes else 2.0
     steps, saved_at, window, signals = seen // t.batch_size, time.monotonic(), Window(seen), Signals()
     method.train()
     budget.start()
-    with signals.listening(), Bar(console) as bar, contextlib.closing(loader):
+    with caught(signals.note), Bar(console) as bar, contextlib.closing(loader):
         stream = iter(loader)
-        while not budget.over(seen) and signals.received is None:
-            budget.look(seen)
+        while not (budget.over(seen) or signals.received):
+            if fabric.world_size > 1:  # drop path draws from torch's generator: other numbers on each rank, no state to keep
+                torch.manual_seed(config.seed + seen * fabric.world_size + fabric.global_rank)
             progress = budget.progress(seen)
+            if (now := stage_at(stages, progress)) != stage:
+                stage, views = now, views_at(now, method)
+                loader.set_views(views)
             rate = warm_cosine(progress, peak_rate(t), t.final_learning_rate, t.warmup)
             final_decay = t.weight_decay if t.final_weight_decay is None else t.final_weight_decay
             set_rates(optimizer, rate, cosine(t.weight_decay, final_decay, progress))
 
             raw = next(stream)
-            step = Step(progress, seen, Random(config.seed, raw.epoch, raw.index.clone()), fabric.global_rank, fabric.world_size)
+            step = Step(progress, seen, Random(config.seed, raw.epoch, raw.index.clone()), fabric.global_rank, fabric.world_size,
+                        stage.mask_ratio)
             batch = on_device(raw, views, step.random, images, fabric.device)
             step.random = replace(step.random, index=batch.index)
-            loss, numbers = backward(module, batch, step, fabric, t.accumulate)
+            loss, numbers = backward(module, batch, step, fabric, t.accumulate if method.exact_accumulation else 1)
             if (fabric.device.type == "cpu" or steps % config.watch.log_steps == 0) and not torch.isfinite(loss):
                 raise Failed(keep_failure(folder, snapshot(), raw, seen, loss))
             method.before_update(step)
@@ -173,8 +161,14 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             optimizer.zero_grad(set_to_none=True)
             method.after_step(step)
             seen, steps = seen + len(raw.index) * fabric.world_size, steps + 1
+            agree(fabric, budget, seen, signals, is_due=steps % config.watch.log_steps == 0)
+            is_due = steps % config.watch.log_steps == 0 or budget.over(seen)
+            if is_due and fabric.world_size > 1:
+                loss = fabric.all_reduce(loss, reduce_op="mean")
+            if not fabric.is_global_zero:
+                continue
 
-            if steps % config.watch.log_steps == 0 or budget.over(seen):
+            if is_due:
                 speed, waiting = window.close(seen, loader.waited)
                 metrics.write("train", seen, seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate,
                               gradient_norm=float(norm), images_per_second=round(speed, 2), waiting=round(waiting, 4),
@@ -192,9 +186,39 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             if time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
                 checkpoint.save(folder / "checkpoints", snapshot(), seen)
                 saved_at = time.monotonic()
-        checkpoint.save(folder / "checkpoints", snapshot(), seen)
-    metrics.events.finalize("success")
-    return Outcome(seen, budget.elapsed(), signals.received, len(loader.bad), loader.waited / max(budget.elapsed(), 1e-9))
+        if fabric.is_global_zero:
+            checkpoint.save(folder / "checkpoints", snapshot(), seen)
+            metrics.events.finalize("success")
+    return Outcome(seen, budget.elapsed(), signals.received or None, len(loader.bad), loader.waited / max(budget.elapsed(), 1e-9))
+
+
+def prepare(method: Method, t: Training, fabric: Fabric) -> tuple[Any, Any]:
+    """Module and optimiser as the device wants them, with the switches of the training applied."""
+    if t.compile:
+        method.encoder.compile_blocks()
+    if t.channels_last:
+        method.encoder.to(memory_format=torch.channels_last)
+    method.encoder.checkpointing(t.gradient_checkpointing)
+    if fabric.device.type == "cpu" and t.precision == "bf16-mixed":
+        plain_attention(method)
+    return fabric.setup(method, make_optimizer(method, t))
+
+
+def views_at(stage: Stage, method: Method) -> list[View]:
+    """The method's views at the size of a stage, to whole patches."""
+    views = expand(method.views)
+    return views if stage.size == 1 else [view.scaled(stage.size, method.encoder.stride) for view in views]
+
+
+def agree(fabric: Fabric, budget: Budget, seen: int, signals: Signals, *, is_due: bool) -> None:
+    """Look at the clock; where there are several ranks, take over the first one's budget and any one's signal when it is due."""
+    if fabric.world_size == 1:
+        budget.look(seen)
+    elif is_due:
+        if fabric.is_global_zero:
+            budget.look(seen)
+        told = torch.tensor([budget.images if fabric.is_global_zero else 0, signals.received], device=fabric.device)
+        budget.images, signals.received = fabric.all_reduce(told, reduce_op="max").tolist()
 
 
 def backward(module, batch: Batch, step: Step, fabric: Fabric, parts: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -13,6 +13,7 @@ from ..errors import Refused, nearest
 from ..methods.base import Method
 from .optim import peak_rate
 from .schedules import Budget
+from .stages import stages_of
 
 FEWEST = 8  # images below which there is nothing to compare
 SMALL = 128  # pixels up to which a method's settings for small images and the small preset apply
@@ -94,21 +95,19 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
         seed=mine.get("seed", 0),
     )
     t = config.training
-    if t.accumulate > 1:
-        check_accumulation(method, t.batch_size, t.accumulate)
+    if t.batch_size % t.devices:
+        raise Refused(f"a batch of {t.batch_size} is not shared evenly by {t.devices} devices; use --batch-size "
+                      f"{max(1, t.batch_size // t.devices) * t.devices}.")
+    stages_of(t, config.method)  # refuses a scheme that the method can't follow
+    share = t.batch_size // t.devices
+    if share % t.accumulate:
+        raise Refused(f"training.accumulate = {t.accumulate} does not divide the batch of {share} of a device; try "
+                      f"{next((parts for parts in range(t.accumulate, share) if share % parts == 0), share)}.")
     choices.append(Choice("learning rate", f"{peak_rate(t):.2g}", {
         "linear": f"base {t.learning_rate:g} x batch {t.batch_size} / 256", "sqrt": f"base {t.learning_rate:g} x sqrt(batch)",
         "fixed": "as given"}[t.learning_rate_rule]))
+    choices.append(Choice("warm-up", f"{t.warmup:.0%} of the budget", "then half a cosine"))
     return config, choices
-
-
-def check_accumulation(method: type[Method], batch_size: int, parts: int) -> None:
-    if not method.exact_accumulation:
-        raise Refused(f"training.accumulate = {parts}: the loss of '{method.name}' compares the images of a batch, so "
-                      f"micro-batches would change it; use a smaller --batch-size, or gradient_checkpointing.")
-    if batch_size % parts:
-        raise Refused(f"training.accumulate = {parts} does not divide the batch of {batch_size}; try "
-                      f"{next(p for p in range(parts, batch_size + 1) if batch_size % p == 0)}.")
 
 
 def image_size(side: int, device: str) -> tuple[int, str]:

@@ -36,16 +36,15 @@ class Budget:
         return self.spent + (self.clock() - self.began if self.clock and self.began is not None else 0.0)
 
     def look(self, images_seen: int) -> None:
-        """Correct a budget of time by the mean speed so far; a fixed one stays."""
+        """Correct a budget of time by the mean speed so far, and end it when the time is over; a fixed one stays."""
         if self.seconds is not None and images_seen > 0 and self.elapsed() > 0:
-            self.images = max(images_seen + 1, round(images_seen * self.seconds / self.elapsed()))
+            is_over = self.elapsed() >= self.seconds
+            self.images = max(images_seen + (not is_over), round(images_seen * self.seconds / self.elapsed()))
 
     def progress(self, images_seen: int) -> float:
         return min(images_seen / self.images, 1.0)
 
     def over(self, images_seen: int) -> bool:
-        if self.seconds is not None:
-            return self.elapsed() >= self.seconds
         return images_seen >= self.images
 
     def state_dict(self) -> dict:

@@ -1,0 +1,98 @@
+"""What a plan foretells against what a run then takes: memory and speed, each in a process of its own.
+
+    python benchmarks/forecast.py --data IMAGES [--json FILE]
+
+The forecast tries batches of at most a quarter of the real one; the run then makes whole steps at the real batch.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+
+CASES = [  # method, encoder, image size, batch
+    ("mae", "vit_micro", 32, 256),
+    ("simclr", "vit_micro", 32, 128),
+    ("sit", "vit_micro", 32, 128),
+    ("mae", "vit_small", 64, 128),
+]
+STEPS = 12
+
+
+def prepared(data: str, method: str, encoder: str, size: int, batch: int):
+    """What a run would begin with: method, images, configuration, one device."""
+    from rich.console import Console
+
+    from daybreak.runs import device_name, resolve
+    from daybreak.verbs import make_fabric
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, split, config, made = resolve(Console(quiet=True), device_name(), method=method, recipe=None, overrides=(), data=data,
+                                         encoder=encoder, image_size=size, batch_size=batch, images=STEPS * batch)
+    return made, split.train, config, make_fabric(device_name(), config.training.precision)
+
+
+def foretell(case, data: str, queue) -> None:
+    from daybreak.train.forecast import forecast
+
+    start = time.perf_counter()
+    found = forecast(*prepared(data, *case))
+    queue.put((found.images_per_second, found.peak_bytes, found.tried, time.perf_counter() - start))
+
+
+def measure(case, data: str, queue) -> None:
+    """Whole steps at the real batch: images a second, and the peak of memory of the process."""
+    from daybreak.data.loader import Loader
+    from daybreak.train.forecast import Peak, step_of
+    from daybreak.train.loop import prepare
+
+    method, images, config, fabric = prepared(data, *case)
+    module, optimizer = prepare(method, config.training, fabric)
+    peak, times = Peak(fabric.device), []
+    with contextlib.closing(Loader(images, method.views, case[3], seed=0, labels=False)) as loader:
+        for _ in range(STEPS):
+            start = time.perf_counter()
+            step_of(module, method, optimizer, loader, images, config, fabric)
+            times.append(time.perf_counter() - start)
+    queue.put((case[3] / statistics.median(times[2:]), peak.read()))
+
+
+def apart(function, case, data: str):
+    """The result of a function in a fresh process, whose memory is its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    process = context.Process(target=function, args=(case, data, queue))
+    process.start()
+    found = queue.get()
+    process.join()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--json")
+    arguments = parser.parse_args()
+    rows = []
+    for case in CASES:
+        speed, memory, tried, seconds = apart(foretell, case, arguments.data)
+        real_speed, real_memory = apart(measure, case, arguments.data)
+        rows.append({"method": case[0], "encoder": case[1], "image_size": case[2], "batch": case[3], "tried": tried,
+                     "foretold_images_per_second": speed, "images_per_second": real_speed, "foretold_bytes": memory,
+                     "bytes": real_memory, "seconds_with_start": seconds})
+        said = f"{memory / 2**20:,.0f} / {real_memory / 2**20:,.0f} MiB ({memory / real_memory - 1:+.0%})" if memory else "not told"
+        print(f"{case[0]:8} {case[1]:10} {case[2]:3} px, batch {case[3]:4}: foretold / real {speed:,.0f} / {real_speed:,.0f} "
+              f"images/s ({speed / real_speed - 1:+.0%}), memory {said}")
+    if arguments.json:
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        with open(arguments.json, "w") as file:
+            json.dump({"machine": machine, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

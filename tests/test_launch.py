@@ -1,0 +1,104 @@
+"""Several processes on one run: what starts them, what ends them, and that they agree with one."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import daybreak
+from daybreak.errors import Failed, Refused
+from daybreak.launch import World, check_devices, first_bad_end, world_here
+from daybreak.train.checkpoint import load_last
+
+TINY = ["encoder.width=32", "encoder.depth=1", "encoder.heads=2", "training.precision=32-true", "watch.probes=1"]
+
+
+@pytest.mark.parametrize(("told", "world"), [
+    ({}, None),
+    ({"WORLD_SIZE": "1", "LOCAL_RANK": "0", "RANK": "0"}, None),
+    ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1", "RANK": "5"}, World(4, 2, 5)),
+    ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, None),  # the batch script, not a step
+    ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "3"}, World(4, 2, 3)),
+])
+def test_a_process_knows_what_it_is_part_of(told, world, monkeypatch):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "RANK", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert world_here() == world
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(Refused, match="--devices 10000: this machine has"):
+        check_devices(10000, "cpu")
+
+
+def sleeping(*codes: str) -> list[subprocess.Popen]:
+    return [subprocess.Popen([sys.executable, "-c", code], start_new_session=True) for code in codes]
+
+
+def test_the_process_that_was_killed_is_named_before_those_that_noticed():
+    processes = sleeping("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "import sys; sys.exit(0)")
+    assert first_bad_end(processes) == (0, -signal.SIGKILL)
+
+
+def test_processes_that_end_well_are_no_failure():
+    assert first_bad_end(sleeping("pass", "pass")) is None
+
+
+def pretrained(textures, out, **more):
+    return daybreak.pretrain(textures, method="sit", batch_size=64, images=256, out=out, seed=0, pictures=False,
+                             overrides=[*TINY, "method.hidden=32", "method.output=16", "training.optimizer=sgd",
+                                        "training.learning_rate=0.01"], **more)
+
+
+@pytest.mark.long
+def test_two_devices_end_where_one_does(textures, tmp_path):
+    """Plain SGD, because AdamW divides gradients that are noise by their own size."""
+    one, two = pretrained(textures, tmp_path / "one"), pretrained(textures, tmp_path / "two", devices=2)
+    first, second = (load_last(run.folder / "checkpoints")["method"] for run in (one, two))
+    assert max(float((first[k].float() - second[k].float()).abs().max()) for k in first) < 1e-5
+    losses = [[json.loads(line)["loss"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()
+               if json.loads(line)["kind"] == "train"] for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5) and len(losses[0]) > 0
+    accuracy = [[r.value for r in run.results if r.metric == "accuracy"] for run in (one, two)]
+    assert accuracy[0] == pytest.approx(accuracy[1], abs=0.02) and len(accuracy[0]) == 6
+
+
+BROKEN = '''"""A method that dies on the second rank. arXiv"""
+import os
+from dataclasses import dataclass
+from daybreak.methods.base import Method, Loss, Training, View, register
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    pass
+
+@register("dies", config=Config, pool="cls", training=Training())
+class Dies(Method):
+    def __init__(self, encoder, config):
+        super().__init__(encoder, config)
+        self.views = [View(size=encoder.image_size)]
+
+    def forward(self, batch, step):
+        if step.rank == 1 and step.images_seen > 0:
+            os.kill(os.getpid(), 9)
+        return Loss(self.encoder.pooled(batch.images[0]).float().square().mean(), {})
+'''
+
+
+@pytest.mark.long
+def test_a_rank_that_dies_ends_the_others_by_name(textures, tmp_path):
+    (tmp_path / "dies.py").write_text(BROKEN)
+    with pytest.raises(Failed, match="process 1 of 2 ended by signal SIGKILL"):
+        daybreak.pretrain(textures, method=str(tmp_path / "dies.py"), batch_size=32, images=320, devices=2, out=tmp_path / "run",
+                          overrides=TINY)
+
+
+def test_a_batch_that_devices_do_not_share_evenly_is_refused(textures, tmp_path):
+    with pytest.raises(Refused, match="use --batch-size 2"):
+        daybreak.pretrain(textures, batch_size=3, images=6, devices=2, out=tmp_path / "run")
+    assert not torch.distributed.is_initialized()
