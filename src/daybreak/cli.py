@@ -37,7 +37,10 @@ def pretrain(
     set: Annotated[list[str] | None, typer.Option(help="key=value, as method.mask_ratio=0.7; repeatable")] = None,
     seed: Annotated[int | None, typer.Option(help="default 0")] = None,
     compile: Annotated[bool | None, typer.Option("--compile", help="torch.compile the encoder; default off")] = None,
+    save_minutes: Annotated[float | None, typer.Option(help="minutes between two checkpoints; default 10")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this run")] = None,
+    skip_failure: Annotated[bool, typer.Option("--skip-failure", help="resume past the batch whose loss was not finite")] = False,
+    force: Annotated[bool, typer.Option("--force", help="override a refusal: changed settings or data, a run in --out")] = False,
     pictures: Annotated[bool, typer.Option(help="images in the report")] = True,
 ) -> None:
     """Pretrain a backbone on your images, evaluate it, write its report and weights."""
@@ -46,7 +49,7 @@ def pretrain(
     run = verbs.pretrain(data, method=method, encoder=encoder, image_size=image_size, epochs=epochs, images=images,
                          minutes=minutes, batch_size=batch_size, val=val, label=label, group=group, channels=channels,
                          max_bad=max_bad, out=out, recipe=recipe, overrides=set or (), seed=seed, compile=compile,
-                         resume=resume, pictures=pictures)
+                         save_minutes=save_minutes, resume=resume, skip_failure=skip_failure, force=force, pictures=pictures)
     if run.interrupted is not None:
         raise typer.Exit(128 + run.interrupted)
 

@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
 from rich.console import Console
 
-from .config import recipe_tree, to_toml, to_tree
+from .config import recipe_tree, to_tree, write_config
 from .data.images import open_images, split_images
 from .errors import Refused
 from .evaluate.features import features
@@ -22,7 +22,17 @@ from .export.backbone import load
 from .export.formats import export as export_backbone
 from .methods.base import find, names
 from .review import Run, finish, make_probe
-from .runs import command_line, device_name, free_folder, make_method, open_split, read_run, say_plan, settings_tree
+from .runs import (
+    command_line,
+    device_name,
+    free_folder,
+    make_method,
+    make_room,
+    open_split,
+    resumed,
+    say_plan,
+    settings_tree,
+)
 from .train.loop import train
 from .train.plan import choose, make_budget
 
@@ -36,7 +46,8 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
              max_bad: float | None = None, threads: int | None = None, compile: bool | None = None,
              out: str | Path | None = None, recipe: str | Path | None = None,
              overrides: Sequence[str] | Mapping[str, Any] = (), seed: int | None = None,
-             resume: str | Path | None = None, pictures: bool = True, console: Console | None = None) -> Run:
+             save_minutes: float | None = None, resume: str | Path | None = None, skip_failure: bool = False,
+             force: bool = False, pictures: bool = True, console: Console | None = None) -> Run:
     """Pretrain a backbone on a set of images, evaluate it, write its report and its weights.
 
     Args:
@@ -45,7 +56,10 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         epochs, images, minutes: the budget, one of them; 30 minutes on a CPU and 100 epochs elsewhere by default.
         val: labelled images for the evaluation; otherwise a split of ``data``, or a tenth of it.
         overrides: ``["method.mask_ratio=0.7"]`` or a nested mapping.
-        resume: the folder of an interrupted run; nothing else may be given with it.
+        save_minutes: between two checkpoints; 10 by default.
+        resume: the folder of an interrupted run. Settings given with it must be those it was made with.
+        skip_failure: go on past the batch whose loss was not finite.
+        force: go on with other settings or other data, or move a run that stands in ``out`` aside; it is said which.
         pictures: False leaves all images out of the report.
 
     Returns:
@@ -62,18 +76,17 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
     device = device_name()
     flags = dict(data=absolute(data), encoder=encoder, image_size=image_size, epochs=epochs, images=images, minutes=minutes,
                  batch_size=batch_size, val=absolute(val), label=label, group=group, channels=channels, max_bad=max_bad,
-                 threads=threads, compile=compile, seed=seed)
+                 threads=threads, compile=compile, seed=seed, save_minutes=save_minutes)
+    tree = settings_tree(method=method, recipe=recipe, overrides=overrides, **flags)
     if resume is not None:
-        given = [k for k, v in (flags | {"method": method, "recipe": recipe, "out": out}).items() if v is not None]
-        if given or overrides:
-            raise Refused(f"--resume {resume} goes on with the run as it was; leave out {', '.join(given) or '--set'}, "
-                          "or start another run.")
+        if out is not None:
+            raise Refused(f"--resume {resume} goes on in that folder; leave out --out {out}.")
         folder = Path(resume)
-        config = read_run(folder)
-        tree = recipe_tree(config)
-        _, split = open_split(tree["data"])
+        config, forced = resumed(folder, tree, force=force)
+        all_images, split = open_split(recipe_tree(config)["data"])
     else:
-        tree = settings_tree(method=method, recipe=recipe, overrides=overrides, **flags)
+        if skip_failure:
+            raise Refused("--skip-failure goes on with a run that failed; say which with --resume RUN.")
         named = tree.setdefault("method", {})
         cls = find(named.setdefault("name", "sit"))
         if named["name"] != cls.name:  # a file of the user's own: the run finds it again from any folder
@@ -82,22 +95,22 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         console.print(f"data: {all_images.sentence()}", soft_wrap=True)
         config, choices = choose(cls, tree, split.train, device)
         folder = Path(out) if out else free_folder(Path("runs"), cls.name)
-        if (folder / "config.toml").exists():
-            raise Refused(f"{folder}: holds another run; choose another --out, or go on with it: "
-                          f"daybreak pretrain --resume {folder}")
         say_plan(console, config, choices, device)
     made = make_method(config, split.train.channels)
     fabric = make_fabric(device, config.training.precision)
     if resume is None:
+        forced = make_room(folder, config, force=force)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(to_toml(recipe_tree(config)) + "\n")
         (folder / "command.txt").write_text(command_line() + "\n")
         all_images.survey.write(folder)
+        write_config(folder, config)
+    if forced:
+        console.print(f"forced: {forced}", soft_wrap=True, highlight=False)
     console.print(f"run: {folder}", soft_wrap=True)
     budget = make_budget(config.training, len(split.train), time.monotonic)
     torch.manual_seed(config.seed)
     outcome = train(made, split.train, config, folder, fabric=fabric, budget=budget, console=console,
-                    probe=make_probe(split, config, fabric), resume=resume is not None)
+                    probe=make_probe(split, config, fabric), resume=resume is not None, skip_failure=skip_failure, force=force)
     if outcome.interrupted is not None:
         console.print(f"interrupted after {outcome.images_seen:,} images; all is saved. Go on with: "
                       f"daybreak pretrain --resume {folder}")
