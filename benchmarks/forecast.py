@@ -32,8 +32,9 @@ def prepared(data: str, method: str, encoder: str, size: int, batch: int):
     from daybreak.verbs import make_fabric
 
     with contextlib.redirect_stdout(io.StringIO()):
-        _, split, config, made = resolve(Console(quiet=True), device_name(), method=method, recipe=None, overrides=(), data=data,
-                                         encoder=encoder, image_size=size, batch_size=batch, images=STEPS * batch)
+        tree = {"data": {"path": data}, "method": {"name": method}, "encoder": {"name": encoder, "image_size": [size, size]},
+                "training": {"batch_size": batch, "images": STEPS * batch}}
+        _, split, config, made = resolve(Console(quiet=True), device_name(), tree)
     return made, split.train, config, make_fabric(device_name(), config.training.precision)
 
 

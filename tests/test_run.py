@@ -222,7 +222,7 @@ def test_changed_data_is_refused_on_resume(textures, tmp_path):
 
 def test_other_settings_are_refused_on_resume(run, capsys):
     code, _, err = say(capsys, "pretrain", "--resume", run.folder, "--epochs", "3")
-    assert code == 2 and "leave out epochs" in err
+    assert code == 2 and "training.epochs None -> 3.0" in err and "--force" in err
 
 
 def test_debug_shows_the_traceback(tmp_path):
@@ -245,7 +245,8 @@ def test_the_flags_are_frozen():
 
     assert list(inspect.signature(cli.pretrain).parameters) == [
         "data", "method", "encoder", "image_size", "epochs", "images", "minutes", "batch_size", "val", "label", "group",
-        "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "resume", "pictures"]
+        "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "save_minutes", "resume", "skip_failure", "force",
+        "pictures"]
 
 
 def test_a_table_without_the_label_column_is_refused_with_the_columns(tmp_path, textures, capsys):

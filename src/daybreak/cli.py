@@ -40,7 +40,10 @@ def pretrain(
     devices: Annotated[int | None, typer.Option(help="processes, one a device, that share each batch; default 1")] = None,
     init: Annotated[str | None, typer.Option(help="start from the weights of a run, a file or timm:NAME; default random")] = None,
     init_partial: Annotated[bool | None, typer.Option("--init-partial", help="take what fits of them; default all or none")] = None,
+    save_minutes: Annotated[float | None, typer.Option(help="minutes between two checkpoints; default 10")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this run")] = None,
+    skip_failure: Annotated[bool, typer.Option("--skip-failure", help="resume past the batch whose loss was not finite")] = False,
+    force: Annotated[bool, typer.Option("--force", help="override a refusal: changed settings or data, a run in --out")] = False,
     pictures: Annotated[bool, typer.Option(help="images in the report")] = True,
 ) -> None:
     """Pretrain a backbone on your images, evaluate it, write its report and weights."""
@@ -49,7 +52,8 @@ def pretrain(
     run = verbs.pretrain(data, method=method, encoder=encoder, image_size=image_size, epochs=epochs, images=images,
                          minutes=minutes, batch_size=batch_size, val=val, label=label, group=group, channels=channels,
                          max_bad=max_bad, out=out, recipe=recipe, overrides=set or (), seed=seed, compile=compile,
-                         devices=devices, init=init, init_partial=init_partial, resume=resume, pictures=pictures)
+                         devices=devices, init=init, init_partial=init_partial, save_minutes=save_minutes, resume=resume,
+                         skip_failure=skip_failure, force=force, pictures=pictures)
     if run.interrupted is not None:
         raise typer.Exit(128 + run.interrupted)
 

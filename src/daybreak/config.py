@@ -108,7 +108,7 @@ class WatchConfig:
     probes: Annotated[int, Range(0)] = 10  # times in a run that health and online accuracy are measured
     probe_bank: Count = 2000  # images in the bank of the online kNN and of the health measures
     probe_queries: Count = 500
-    save_minutes: Positive = 10.0  # between two checkpoints
+    save_minutes: Positive = 10.0  # between two checkpoints; 0 saves after each step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,11 +235,21 @@ def recipe_tree(config: "RunConfig") -> Tree:
     return {"seed": tree.pop("seed"), "method": {"name": name, **tree.pop("method")}, **tree}
 
 
+def from_tree(tree: Mapping[str, Any], method: type) -> "RunConfig":
+    """What ``to_tree`` made a tree of; ``method`` is the class of the method's own settings."""
+    return fill(RunConfig, {**tree, "method": fill(method, tree["method"], "method")})
+
+
 def to_toml(tree: Mapping[str, Any]) -> str:
     """Write nested tables of strings, numbers, booleans and lists as TOML."""
     plain = [f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in tree.items() if not isinstance(v, Mapping)]
     tables = [f"\n[{k}]\n{to_toml(v)}" for k, v in tree.items() if isinstance(v, Mapping)]
     return "\n".join(plain + tables)
+
+
+def write_config(folder: Path, config: RunConfig) -> None:
+    """Write ``config.toml`` of a run, which is a recipe."""
+    (folder / "config.toml").write_text(to_toml(recipe_tree(config)) + "\n")
 
 
 def difference(config: Any, default: Any, where: str = "") -> list[tuple[str, Any, Any]]:

@@ -10,15 +10,20 @@ import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
-from .config import RunConfig, Tree, difference, fill, merge, parse_override, read_toml
+from .config import RunConfig, Tree, difference, fill, from_tree, merge, parse_override, read_toml, recipe_tree, to_tree
 from .data.images import Images, Split, open_images, split_images
 from .errors import Refused
 from .launch import check_devices
 from .methods.base import Method, find
 from .nn.encoder import Encoder
 from .start import start_from
+from .train import checkpoint
 from .train.forecast import Forecast, forecast
 from .train.plan import choose, make_budget
+
+ALIKE = ("watch.", "data.threads")  # settings that change nothing of what is learned
+FIXED = ("encoder.", "training.optimizer", "training.no_decay")  # settings that the weights in a checkpoint depend on
+SHOWN = 6  # differences named in one sentence
 
 
 def device_name() -> str:
@@ -36,7 +41,7 @@ def settings_tree(*, method: str | None, recipe: str | Path | None, overrides: S
               "data": ("data", "path"), "val": ("data", "val"), "label": ("data", "label"), "group": ("data", "group"),
               "channels": ("data", "channels"), "max_bad": ("data", "max_bad"), "threads": ("data", "threads"),
               "compile": ("training", "compile"), "devices": ("training", "devices"), "init": ("encoder", "init"),
-              "init_partial": ("encoder", "init_partial")}
+              "init_partial": ("encoder", "init_partial"), "save_minutes": ("watch", "save_minutes")}
     tree = read_toml(recipe) if recipe else {}
     given = {k: v for k, v in flags.items() if v is not None}
     if {"epochs", "images", "minutes"} & set(given):  # a budget on the command line replaces the recipe's
@@ -51,14 +56,12 @@ def settings_tree(*, method: str | None, recipe: str | Path | None, overrides: S
     return merge(tree, *(parse_override(text) for text in overrides))
 
 
-def resolve(console: Console, device: str, *, method: str | None, recipe: str | Path | None,
-            overrides: Sequence[str] | Mapping[str, Any], **flags: Any) -> tuple[Images, Split, RunConfig, Method]:
-    """From flags to images, their split, the whole configuration and the method at its start; says what was found and chosen.
+def resolve(console: Console, device: str, tree: Tree) -> tuple[Images, Split, RunConfig, Method]:
+    """From settings to images, their split, the whole configuration and the method at its start; says what it found and chose.
 
     Raises:
         Refused: whatever of it can't be.
     """
-    tree = settings_tree(method=method, recipe=recipe, overrides=overrides, **flags)
     named = tree.setdefault("method", {})
     cls = find(named.setdefault("name", "sit"))
     if named["name"] != cls.name:  # a file of the user's own: the run finds it again from any folder
@@ -104,6 +107,68 @@ def read_run(folder: Path) -> RunConfig:
     name = settings.pop("name")
     cls = find(name)
     return fill(RunConfig, tree | {"method_name": name, "method": fill(cls.Config, settings, "method")})
+
+
+def resumed(folder: Path, given: Tree, *, force: bool) -> tuple[RunConfig, str]:
+    """The configuration a run goes on with, and what ``force`` changes in it, as text.
+
+    What the last checkpoint was made with is compared with ``config.toml`` and the settings given now. Those that
+    change nothing of what is learned may differ.
+
+    Raises:
+        Refused: another method, or other settings without ``force``, with the difference.
+    """
+    there = read_run(folder)
+    kept = next((p for p in (folder / "checkpoints", folder / "failure") if checkpoint.every(p)), None)
+    tree = checkpoint.load_last(kept, mmap=True)["config"] if kept else to_tree(there)  # it ended before its first checkpoint
+    cls = find(tree["method_name"])
+    before = from_tree(tree, cls.Config)
+    name = given.get("method", {}).get("name", there.method_name)
+    if (there.method_name, find(name).name) != (before.method_name, cls.name):
+        raise Refused(f"{folder}: is a run of '{cls.name}', and its weights can't go on with '{find(name).name}'; "
+                      "start another run with --out.")
+    if (size := given.get("encoder", {}).get("image_size")) is not None:  # one number stands for height and width
+        given = merge(given, {"encoder": {"image_size": [size, size] if isinstance(size, int) else list(size)}})
+    tree = merge(recipe_tree(there), given, {"method": {"name": before.method_name}})
+    settings = {k: v for k, v in tree.pop("method").items() if k != "name"}
+    now = from_tree(tree | {"method_name": before.method_name, "method": settings}, cls.Config)
+    changed = [row for row in difference(now, before) if not row[0].startswith(ALIKE)]
+    if not changed:
+        return now, ""
+    if fixed := [row for row in changed if row[0].startswith(FIXED)]:
+        raise Refused(f"{folder}: the weights depend on {told(fixed)}, which --force can't change; start another run with --out.")
+    if not force:
+        raise Refused(f"{folder}: the run was made with other settings: {told(changed)}. Leave them out"
+                      f"{' and mend config.toml' if not given else ''}, or add --force to go on with what is said now.")
+    return now, told(changed)
+
+
+def told(changed: list[tuple[str, Any, Any]]) -> str:
+    """Settings that differ: ``name then -> now``, the first few."""
+    text = "; ".join(f"{name} {then} -> {now}" for name, then, now in changed[:SHOWN])
+    return text + (f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else "")
+
+
+def make_room(folder: Path, config: RunConfig, *, force: bool) -> str:
+    """See that ``folder`` holds no other run; with ``force`` one is moved aside. Returns what was done, as text.
+
+    Raises:
+        Refused: there is a run, and no ``force``; says in what it differs.
+    """
+    if not (folder / "config.toml").exists():
+        return ""
+    there = read_run(folder)
+    if there.method_name != config.method_name:
+        differs = f"a run of '{there.method_name}', not '{config.method_name}'"
+    else:
+        changed = told(difference(config, there))
+        differs = f"another run, which differs in {changed}" if changed else "another run of the same settings"
+    if not force:
+        raise Refused(f"{folder}: holds {differs}; choose another --out, go on with it (daybreak pretrain --resume {folder}), or "
+                      "add --force to move it aside.")
+    aside = free_folder(folder.resolve().parent, folder.resolve().name)
+    folder.rename(aside)
+    return f"{differs} stood in {folder}; it is now {aside}"
 
 
 def open_split(data: Mapping[str, Any]) -> tuple[Images, Split]:

@@ -14,7 +14,7 @@ from lightning.fabric.plugins import MixedPrecision
 from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 
-from .config import RunConfig, recipe_tree, to_toml, to_tree
+from .config import RunConfig, recipe_tree, to_tree, write_config
 from .data.images import Split, open_images, split_images
 from .errors import Refused
 from .evaluate.features import features
@@ -29,10 +29,12 @@ from .runs import (
     device_name,
     free_folder,
     make_method,
+    make_room,
     open_split,
-    read_run,
     resolve,
+    resumed,
     say_forecast,
+    settings_tree,
 )
 from .train.checkpoint import every
 from .train.forecast import Forecast
@@ -58,7 +60,8 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
              init: str | Path | None = None, init_partial: bool | None = None,
              out: str | Path | None = None, recipe: str | Path | None = None,
              overrides: Sequence[str] | Mapping[str, Any] = (), seed: int | None = None,
-             resume: str | Path | None = None, pictures: bool = True, console: Console | None = None) -> Run:
+             save_minutes: float | None = None, resume: str | Path | None = None, skip_failure: bool = False,
+             force: bool = False, pictures: bool = True, console: Console | None = None) -> Run:
     """Pretrain a backbone on a set of images, evaluate it, write its report and its weights.
 
     Args:
@@ -69,7 +72,10 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         devices: processes, one a device, that share each batch; torchrun and Slurm's srun say it themselves.
         init: start from the weights of a run, of a file or of ``timm:NAME``; ``init_partial`` takes what fits of them.
         overrides: ``["method.mask_ratio=0.7"]`` or a nested mapping.
-        resume: the folder of an interrupted run; nothing else may be given with it.
+        save_minutes: between two checkpoints; 10 by default.
+        resume: the folder of an interrupted run. Settings given with it must be those it was made with.
+        skip_failure: go on past the batch whose loss was not finite.
+        force: go on with other settings or other data, or move a run that stands in ``out`` aside; it is said which.
         pictures: False leaves all images out of the report.
 
     Returns:
@@ -87,53 +93,58 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
     console = console or Console(quiet=not leads)
     if init is not None and not str(init).startswith("timm:"):
         init = absolute(init)
-    flags: dict[str, Any] = dict(
-        data=absolute(data), encoder=encoder, image_size=image_size, epochs=epochs, images=images, minutes=minutes,
-        batch_size=batch_size, val=absolute(val), label=label, group=group, channels=channels, max_bad=max_bad, threads=threads,
-        compile=compile, devices=devices, init=init, init_partial=init_partial, seed=seed)
+    if world is not None and resume is None:
+        devices = world.size
+    tree = settings_tree(
+        method=method, recipe=recipe, overrides=overrides, data=absolute(data), encoder=encoder, image_size=image_size,
+        epochs=epochs, images=images, minutes=minutes, batch_size=batch_size, val=absolute(val), label=label, group=group,
+        channels=channels, max_bad=max_bad, threads=threads, compile=compile, devices=devices, init=init,
+        init_partial=init_partial, seed=seed, save_minutes=save_minutes)
     if resume is not None:
-        given = [k for k, v in (flags | {"method": method, "recipe": recipe, "out": out}).items() if v is not None]
-        if given or overrides:
-            raise Refused(f"--resume {resume} goes on with the run as it was; leave out {', '.join(given) or '--set'}, "
-                          "or start another run.")
+        if out is not None:
+            raise Refused(f"--resume {resume} goes on in that folder; leave out --out {out}.")
         folder, made = Path(resume), None
-        config = read_run(folder)
+        config, forced = resumed(folder, tree, force=force)
+        if forced and leads:
+            write_config(folder, config)
     else:
-        if out is not None and leads and (Path(out) / "config.toml").exists():
-            raise Refused(f"{out}: holds another run; choose another --out, or go on with it: daybreak pretrain --resume {out}")
-        if world is not None:
-            flags["devices"] = world.size
-        all_images, split, config, made = resolve(console, device, method=method, recipe=recipe, overrides=overrides, **flags)
+        if skip_failure:
+            raise Refused("--skip-failure goes on with a run that failed; say which with --resume RUN.")
+        all_images, split, config, made = resolve(console, device, tree)
         if world is None:
             say_forecast(console, made, split.train, config, make_fabric(device, config.training.precision))
         folder = Path(out) if out else free_folder(Path("runs"), type(made).name)
+        forced = make_room(folder, config, force=force) if leads else ""
         if leads:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.toml").write_text(to_toml(recipe_tree(config)) + "\n")
             (folder / "command.txt").write_text(command_line() + "\n")
             all_images.survey.write(folder)
+            write_config(folder, config)
     if world is None or resume is None:  # else the process that started this one has said it
+        if forced:
+            console.print(f"forced: {forced}", soft_wrap=True, highlight=False)
         console.print(f"run: {folder}", soft_wrap=True)
+    switches = dict(skip_failure=skip_failure, force=force)
     if world is None and config.training.devices > 1:
-        interrupted = spawn(["pretrain", "--resume", str(folder), *([] if pictures else ["--no-pictures"])],
-                            config.training.devices)
+        flags = [f"--{name.replace('_', '-')}" for name, on in (switches | {"no_pictures": not pictures}).items() if on]
+        interrupted = spawn(["pretrain", "--resume", str(folder), *flags], config.training.devices)
         return Run(folder, [] if interrupted else read_results(folder), [], interrupted)
     if made is None:
         _, split = open_split(recipe_tree(config)["data"])
         made = make_method(config, split.train.channels, None if every(folder / "checkpoints") else console)
     fabric = make_fabric(device, config.training.precision, world)
-    return work(made, config, split, folder, fabric, pictures=pictures, console=console)
+    return work(made, config, split, folder, fabric, pictures=pictures, console=console, **switches)
 
 
 def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: Fabric, *, pictures: bool,
-         console: Console) -> Run:
+         console: Console, skip_failure: bool = False, force: bool = False) -> Run:
     """Train, from the last checkpoint if there is one, then measure and report: what each process of a run does."""
     folder = Path(fabric.broadcast(str(folder)))  # without --out each rank would count for itself
-    goes_on = bool(every(folder / "checkpoints"))
     budget = make_budget(config.training, len(split.train), time.monotonic)
     torch.manual_seed(config.seed)
     outcome = train(method, split.train, config, folder, fabric=fabric, budget=budget, console=console,
-                    probe=make_probe(split, config, fabric), resume=goes_on)
+                    probe=make_probe(split, config, fabric), resume=skip_failure or bool(every(folder / "checkpoints")),
+                    skip_failure=skip_failure, force=force)
     if fabric.world_size > 1:
         torch.distributed.destroy_process_group()  # what follows is the first one's alone
     if outcome.interrupted is not None:
@@ -179,9 +190,10 @@ def plan(data: str | Path, *, hours: float | None = None, method: str | None = N
         Refused: what ``pretrain`` would refuse.
     """
     console, device = console or Console(), device_name()
-    flags = dict(data=absolute(data), encoder=encoder, image_size=image_size, batch_size=batch_size, channels=channels,
-                 devices=devices, minutes=None if hours is None else 60 * hours)
-    _, split, config, made = resolve(console, device, method=method, recipe=recipe, overrides=overrides, **flags)
+    tree = settings_tree(method=method, recipe=recipe, overrides=overrides, data=absolute(data), encoder=encoder,
+                         image_size=image_size, batch_size=batch_size, channels=channels, devices=devices,
+                         minutes=None if hours is None else 60 * hours)
+    _, split, config, made = resolve(console, device, tree)
     found = say_forecast(console, made, split.train, config, make_fabric(device, config.training.precision))
     return Plan(config, found)
 

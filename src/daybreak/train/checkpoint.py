@@ -56,8 +56,16 @@ def every(folder: Path) -> list[Path]:
     return sorted(folder.glob("images-*.pt"))
 
 
-def load_last(folder: Path) -> dict[str, Any]:
+def images_seen(path: Path) -> int:
+    """The number in the name of a checkpoint."""
+    return int(path.stem.removeprefix("images-"))
+
+
+def load_last(folder: Path, *, mmap: bool = False) -> dict[str, Any]:
     """The newest checkpoint, on the CPU.
+
+    Args:
+        mmap: leave the tensors on the disk until they are read, for a look at the rest.
 
     Raises:
         Refused: there is none.
@@ -65,4 +73,4 @@ def load_last(folder: Path) -> dict[str, Any]:
     paths = every(folder)
     if not paths:
         raise Refused(f"{folder}: holds no checkpoint, so there is nothing to resume; start again with another --out.")
-    return torch.load(paths[-1], map_location="cpu", weights_only=True)
+    return torch.load(paths[-1], map_location="cpu", weights_only=True, mmap=mmap)

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from ..data.loader import Loader
 from ..data.philox import Random
 from ..data.photometric import augment
 from ..data.views import View, expand
-from ..errors import Failed, Refused
+from ..errors import Failed
 from ..methods.base import Batch, Method, Step
 from ..signals import caught
 from . import checkpoint
 from .optim import clip, make_optimizer, peak_rate, set_rates
 from .progress import Bar
+from .resume import Finite, first_broken, generators, keep_failure, past_failure, restore
 from .schedules import Budget, cosine, warm_cosine
 from .stages import WHOLE, Stage, stage_at, stages_of
 
@@ -100,12 +102,14 @@ def micro_batches(batch: Batch, parts: int) -> Iterator[Batch]:
 
 
 def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fabric: Fabric, budget: Budget,
-          probe: Probe, console: Console, resume: bool = False) -> Outcome:
+          probe: Probe, console: Console, resume: bool = False, skip_failure: bool = False, force: bool = False) -> Outcome:
     """Train ``method`` on ``images`` until the budget is spent.
 
     Args:
         probe: given the backbone, returns health and online accuracy; it must draw from no generator.
         resume: go on from the last checkpoint of ``folder``.
+        skip_failure: go on from ``folder/failure``, past the batch that is kept there.
+        force: go on with other data or with a changed ``config``.
 
     Raises:
         Failed: a loss that is not finite; what led to it is in ``folder/failure``.
@@ -116,22 +120,28 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                     world=fabric.world_size, threads=config.data.threads, pin=fabric.device.type == "cuda",
                     labels=method.labels != "none")
     seen, best = 0, float("-inf")
-    if resume:
-        state = checkpoint.load_last(folder / "checkpoints")
-        seen, best = restore(state, method, optimizer, loader, budget, images)
-    metrics: Any = Metrics(folder, seen) if fabric.is_global_zero else None
+    skipped: list[list[int]] = []  # epoch and position of batches that gave a loss which was not finite
 
     def snapshot() -> dict[str, Any]:
-        generators = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            generators |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
         return {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "loader": loader.state_dict(),
-                "budget": budget.state_dict(), "images_seen": seen, "best": best, "generators": generators,
-                "fingerprint": images.fingerprint, "config": to_tree(config)}
+                "budget": budget.state_dict(), "images_seen": seen, "best": best, "generators": generators(), "skipped": skipped,
+                "fingerprint": images.fingerprint, "count": len(images), "config": to_tree(config)}
+
+    if resume:
+        state, skipping = past_failure(folder) if skip_failure else (checkpoint.load_last(folder / "checkpoints"), "")
+        forced = restore(state, method, optimizer, loader, budget, images, force=force)
+        seen, best, skipped = state["images_seen"], state["best"], state.get("skipped", [])
+        if (skip_failure or force) and fabric.is_global_zero:  # what was decided now holds for a later resume too
+            checkpoint.save(folder / "checkpoints", snapshot(), seen)
+        at = f"epoch {loader.epoch}, batch {loader.position} of {loader.steps_per_epoch}"
+        for line in [f"forced: {forced}"] * bool(forced) + [skipping] * bool(skipping) + [f"going on at image {seen:,} ({at})"]:
+            console.print(line, soft_wrap=True, highlight=False)
+    metrics: Any = Metrics(folder, seen) if fabric.is_global_zero else None
 
     stages, stage = stages_of(t, config.method), WHOLE
     probe_every = 1 / config.watch.probes if config.watch.probes else 2.0
     steps, saved_at, window, signals = seen // t.batch_size, time.monotonic(), Window(seen), Signals()
+    finite = Finite(1 if fabric.device.type == "cpu" else config.watch.log_steps)
     method.train()
     budget.start()
     with caught(signals.note), Bar(console) as bar, contextlib.closing(loader):
@@ -147,16 +157,21 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             final_decay = t.weight_decay if t.final_weight_decay is None else t.final_weight_decay
             set_rates(optimizer, rate, cosine(t.weight_decay, final_decay, progress))
 
-            raw = next(stream)
+            while [loader.epoch, loader.position] in skipped:
+                next(stream)
+            where = {"epoch": loader.epoch, "position": loader.position, "images": seen}
+            raw, drawn = next(stream), generators()
             step = Step(progress, seen, Random(config.seed, raw.epoch, raw.index.clone()), fabric.global_rank, fabric.world_size,
                         stage.mask_ratio)
             batch = on_device(raw, views, step.random, images, fabric.device)
             step.random = replace(step.random, index=batch.index)
             loss, numbers = backward(module, batch, step, fabric, t.accumulate if method.exact_accumulation else 1)
-            if (fabric.device.type == "cpu" or steps % config.watch.log_steps == 0) and not torch.isfinite(loss):
-                raise Failed(keep_failure(folder, snapshot(), raw, seen, loss))
             method.before_update(step)
             norm = clip(method, t.clip, t.clip_mode)
+            both = loss if t.precision == "16-mixed" else loss + norm  # its scaler meets infinite gradients and skips them
+            if bad := finite.first_bad(where, both, now=budget.over(seen + len(raw.index) * fabric.world_size)):
+                raise Failed(keep_failure(folder, snapshot() | {"generators": drawn}, raw, bad, loss,
+                                          partial(first_broken, method, module, batch, step)))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step(step)
@@ -183,7 +198,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                     best = score
                     checkpoint.save(folder / "checkpoints", snapshot(), seen, best=True)
                 window.close(seen, loader.waited)  # the time of a probe is not training speed
-            if time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
+            if not finite.held and time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
                 checkpoint.save(folder / "checkpoints", snapshot(), seen)
                 saved_at = time.monotonic()
         if fabric.is_global_zero:
@@ -240,33 +255,6 @@ def plain_attention(module: torch.nn.Module) -> None:
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = False
-
-
-def restore(state: dict, method: Method, optimizer, loader: Loader, budget: Budget, images: Images) -> tuple[int, float]:
-    """Put everything back where the checkpoint left it; returns images seen and the best online accuracy."""
-    if state["fingerprint"] != images.fingerprint:
-        raise Refused(f"the data changed since the run began (fingerprint {state['fingerprint']} then, {images.fingerprint} "
-                      "now); resume with the same images, or start another run with --out.")
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    loader.load_state_dict(state["loader"])
-    budget.load_state_dict(state["budget"])
-    for name, generator in state["generators"].items():
-        if name == "cpu":
-            torch.set_rng_state(generator)
-        elif torch.cuda.is_available():
-            torch.cuda.set_rng_state(generator, int(name.removeprefix("cuda")))
-    return state["images_seen"], state["best"]
-
-
-def keep_failure(folder: Path, state: dict, batch: Batch, seen: int, loss: Tensor) -> str:
-    """Keep weights, generators and the batch that gave a loss which is not finite; returns the sentence to say."""
-    kept = folder / "failure"
-    checkpoint.save(kept, state | {"batch": {"images": [x.clone() for x in batch.images], "index": batch.index.clone()}}, seen)
-    broken = next((name for name, value in state["method"].items() if not torch.isfinite(value).all()), None)
-    where = f"the first weight that is not finite is {broken}" if broken else "all weights are still finite"
-    return (f"the loss became {float(loss)} after {seen:,} images; {where}. Try a lower rate (--set training.learning_rate) "
-            f"or --set training.precision=32-true; the batch and the weights are in {kept}.")
 
 
 class Window:

@@ -51,13 +51,16 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
 
 
 def clip(module: nn.Module, limit: float | None, mode: str) -> Tensor:
-    """Clip gradients in place, over all parameters or each tensor by itself; returns the global norm before."""
+    """Clip gradients in place, over all parameters or each tensor by itself; returns the global norm before.
+
+    A norm that is not finite clips nothing, so that the tensor to blame can still be told.
+    """
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     norms = torch._foreach_norm(gradients)
     total = torch.linalg.vector_norm(torch.stack(norms))
     if limit is not None:
         if mode == "global":
-            torch._foreach_mul_(gradients, (limit / (total + 1e-6)).clamp(max=1.0))
+            torch._foreach_mul_(gradients, (limit / (total + 1e-6)).clamp(max=1.0).where(total.isfinite(), 1.0))
         else:
             torch._foreach_mul_(gradients, [(limit / (n + 1e-6)).clamp(max=1.0) for n in norms])
     return total

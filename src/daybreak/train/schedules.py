@@ -51,4 +51,6 @@ class Budget:
         return {"images": self.images, "spent": self.elapsed()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.images, self.spent = state["images"], state["spent"]
+        self.spent = state["spent"]
+        if self.seconds is not None:  # a fixed number is the settings', which --force may have changed
+            self.images = state["images"]
