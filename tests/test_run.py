@@ -245,8 +245,20 @@ def test_the_flags_are_frozen():
 
     assert list(inspect.signature(cli.pretrain).parameters) == [
         "data", "method", "encoder", "image_size", "epochs", "images", "minutes", "batch_size", "val", "label", "group",
-        "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "save_minutes", "resume", "skip_failure", "force",
-        "pictures"]
+        "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "devices", "init", "init_partial", "save_minutes", "resume",
+        "skip_failure", "force", "pictures"]
+    assert list(inspect.signature(cli.plan).parameters) == [
+        "data", "hours", "method", "encoder", "image_size", "batch_size", "devices", "recipe", "set"]
+
+
+def test_plan_says_what_a_run_would_take_and_writes_nothing(textures, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = main_ok(capsys, "plan", textures, "--method", "mae", "--hours", "0.5", *TINY)
+    (line,) = [line for line in out.splitlines() if "expected" in line]
+    assert "in 0.50 hours" in line and "images/s" in line and "epochs" in line and "steps of 16 and 32 images" in line
+    assert "warm-up = 5% of the budget" in out and "learning rate" in out and not list(tmp_path.iterdir())
+    found = daybreak.plan(textures, method="mae", batch_size=32, overrides=["encoder.width=64", "encoder.depth=1"])
+    assert found.forecast.tried == (4, 8) and found.forecast.images_per_second > 0 and found.config.training.minutes == 30
 
 
 def test_a_table_without_the_label_column_is_refused_with_the_columns(tmp_path, textures, capsys):
