@@ -11,7 +11,8 @@ def forecast(peak, available=10 * GIB) -> Forecast:
 
 def test_the_sentence_gives_time_epochs_and_memory():
     said = forecast(4 * GIB).sentence(images=720_000, count=50_000)
-    assert said == "200 images/s, 720,000 images (14.4 epochs) in 1.00 hours, memory 4.0 of 10.0 GiB (from steps of 16 and 32 images)"
+    assert said == ("200 images/s, 720,000 images (14.4 epochs) in 1.00 hours, memory 4.0 of 10.0 GiB "
+                    "(from steps of 16 and 32 images)")
 
 
 def test_memory_that_suffices_or_is_not_known_is_no_warning():
