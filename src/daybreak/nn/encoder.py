@@ -193,11 +193,14 @@ class Encoder(nn.Module):
         if wrong:
             raise Refused(f"block {wrong[0]} of {self.name} was asked for, and it has 0 to {self.depth - 1}.")
         numbers = sorted(set(blocks))
-        has_prefix = self.num_prefix > 0
-        found = self.model.forward_intermediates(images, indices=numbers, output_fmt="NLC", norm=False,
-                                                 intermediates_only=True, return_prefix_tokens=has_prefix)
-        tokens = [Tokens(x[1], x[0]) if has_prefix else Tokens(x[:, :0], x) for x in found]
-        return [tokens[numbers.index(b)] for b in blocks]
+
+        def read(images: Tensor, _keep: None) -> Tensor:  # (L, B, P + N, D)
+            found = self.model.forward_intermediates(images, indices=numbers, output_fmt="NLC", norm=False,
+                                                     intermediates_only=True, return_prefix_tokens=self.num_prefix > 0)
+            return torch.stack([torch.cat([x[1], x[0]], dim=1) if self.num_prefix else x for x in found])
+
+        found = self._in_parts(read, images, None, dim=1)
+        return [Tokens(x[:, : self.num_prefix], x[:, self.num_prefix :]) for x in (found[numbers.index(b)] for b in blocks)]
 
     def checkpointing(self, on: bool) -> None:
         """Recompute the activations of the blocks in the backward pass (slower, less memory), or keep them.
@@ -225,12 +228,12 @@ class Encoder(nn.Module):
                           "micro-batches instead of the batch; use a ViT or a ConvNeXt, or a smaller --batch-size.")
         self.parts = parts
 
-    def _in_parts(self, function: Callable[..., Tensor], images: Tensor, keep: Tensor | None) -> Tensor:
+    def _in_parts(self, function: Callable[..., Tensor], images: Tensor, keep: Tensor | None, dim: int = 0) -> Tensor:
         if self.parts == 1 or not torch.is_grad_enabled():
             return function(images, keep)
         keeps = [None] * self.parts if keep is None else keep.chunk(self.parts)
         return torch.cat([checkpoint(function, x, k, use_reentrant=False)
-                          for x, k in zip(images.chunk(self.parts), keeps, strict=False)])
+                          for x, k in zip(images.chunk(self.parts), keeps, strict=False)], dim)
 
     def compile_blocks(self) -> None:
         """Compile the blocks of a ViT, or the stages of a CNN, each on its own and in place.
