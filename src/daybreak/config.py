@@ -92,7 +92,7 @@ class Training:
     clip: Positive | None = None  # largest norm of a gradient
     clip_mode: Literal["global", "per-tensor"] = "global"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    scheme: Literal["constant", "daily-1", "daily-2", "daily-3", "daily-4", "daily-5", "daily-6"] = "constant"  # stages; see train/stages
+    scheme: Literal["constant", "daily-1", "daily-2", "daily-3", "daily-4", "daily-5", "daily-6"] = "constant"  # of stages
     accumulate: Count = 1  # micro-batches a step
     devices: Count = 1  # processes, one a device, that share each batch
     compile: bool = False
