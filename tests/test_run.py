@@ -241,6 +241,8 @@ def test_the_flags_are_frozen():
     assert list(inspect.signature(cli.pretrain).parameters) == [
         "data", "method", "encoder", "image_size", "epochs", "images", "minutes", "batch_size", "val", "label", "group",
         "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "resume", "pictures"]
+    assert list(inspect.signature(cli.pack).parameters) == [
+        "data", "out", "short_side", "encoding", "quality", "workers", "label", "group", "max_bad", "verify"]
 
 
 def test_a_table_without_the_label_column_is_refused_with_the_columns(tmp_path, textures, capsys):

@@ -9,10 +9,10 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .verbs import Run, demo, embed, evaluate, export, load, pretrain
+    from .verbs import Run, demo, embed, evaluate, export, load, pack, pretrain
 
 __version__ = importlib.metadata.version("daybreak")
-__all__ = ["Run", "demo", "embed", "evaluate", "export", "load", "pretrain"]
+__all__ = ["Run", "demo", "embed", "evaluate", "export", "load", "pack", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
