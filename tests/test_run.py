@@ -249,6 +249,8 @@ def test_the_flags_are_frozen():
         "resume", "skip_failure", "force", "pictures"]
     assert list(inspect.signature(cli.plan).parameters) == [
         "data", "hours", "method", "encoder", "image_size", "batch_size", "devices", "recipe", "set"]
+    assert list(inspect.signature(cli.pack).parameters) == [
+        "data", "out", "short_side", "encoding", "quality", "workers", "label", "group", "max_bad", "verify"]
 
 
 def test_plan_says_what_a_run_would_take_and_writes_nothing(textures, tmp_path, capsys, monkeypatch):

@@ -110,6 +110,27 @@ def embed(run: RunFolder, data: Data, out: Annotated[Path, typer.Option(help="Pa
 
 
 @app.command()
+def pack(
+    data: Annotated[str | None, typer.Argument(help="folder, zip, tar, list, table or saved data set")] = None,
+    out: Annotated[Path | None, typer.Argument(help="folder to write, or to go on with")] = None,
+    short_side: Annotated[str, typer.Option(help="pixels; images with a larger shorter side are shrunk to it; or keep")] = "256",
+    encoding: Annotated[str, typer.Option(help="auto, jpeg, raw or lossless")] = "auto",
+    quality: Annotated[int, typer.Option(help="of JPEG, 1 to 100")] = 90,
+    workers: Annotated[int | None, typer.Option(help="threads; default one for each processor")] = None,
+    label: Annotated[str | None, typer.Option(help="label column in use; default the first")] = None,
+    group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
+    max_bad: Annotated[float, typer.Option(help="share of unreadable images that stops it")] = 0.05,
+    verify: Annotated[Path | None, typer.Option(help="read this pack again and name what is damaged")] = None,
+) -> None:
+    """Pack images into shards that train faster and that `datasets` opens too."""
+    from . import verbs
+
+    encodings: Any = encoding  # which there are is for the verb to say
+    verbs.pack(data, out, short_side=short_side, encoding=encodings, quality=quality, workers=workers, label=label, group=group,
+               max_bad=max_bad, verify=verify)
+
+
+@app.command()
 def export(run: RunFolder, to: Annotated[str, typer.Option(help="timm, safetensors or onnx")],
            out: Annotated[Path, typer.Option(help="folder")]) -> None:
     """Write the backbone in a form that other tools open."""

@@ -1,4 +1,4 @@
-"""The verbs of the command line as functions: pretrain, plan, evaluate, embed, export, load, demo."""
+"""The verbs of the command line as functions: pretrain, plan, evaluate, embed, pack, export, load, demo."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -15,8 +15,12 @@ from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 
 from .config import RunConfig, recipe_tree, to_tree, write_config
+from .data.encode import PackSettings
 from .data.images import Split, open_images, split_images
-from .errors import Refused
+from .data.pack import write_pack
+from .data.sources import open_source
+from .data.store import verify_pack
+from .errors import Failed, Refused
 from .evaluate.features import features
 from .evaluate.protocols import DEFAULT, Result, evaluate_features
 from .export.backbone import load
@@ -40,8 +44,9 @@ from .train.checkpoint import every
 from .train.forecast import Forecast
 from .train.loop import train
 from .train.plan import make_budget
+from .train.progress import Bar
 
-__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "export", "load", "plan", "pretrain"]
+__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "export", "load", "pack", "plan", "pretrain"]
 
 
 @dataclass(frozen=True)
@@ -257,6 +262,63 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
     pq.write_table(pa.table(columns), beside)
     os.replace(beside, out)
     console.print(f"{len(images):,} vectors of width {vectors.shape[1]}: {out}", soft_wrap=True)
+    return out
+
+
+def pack(data: str | Path | None = None, out: str | Path | None = None, *, short_side: int | str = 256,
+         encoding: Literal["auto", "jpeg", "raw", "lossless"] = "auto", quality: int = 90, workers: int | None = None,
+         label: str | None = None, group: str | None = None, max_bad: float = 0.05, verify: str | Path | None = None,
+         console: Console | None = None) -> Path:
+    """Pack images into Arrow shards that train faster and that ``datasets.load_from_disk`` opens; or verify a pack.
+
+    Args:
+        data: folder, archive, list, table or saved data set. out: the folder to write, or to go on with.
+        short_side: pixels; images whose shorter side is larger are shrunk to it. "keep" shrinks none.
+        encoding: "auto" (JPEG; raw pixels up to 64 x 64; PNG for 16-bit grey or transparency), "jpeg", "raw", "lossless".
+        quality: of JPEG, 1 to 100.
+        workers: threads; None takes one for each processor.
+        verify: a pack to read again and check; nothing else may be given with it.
+
+    Returns:
+        The folder of the pack.
+
+    Raises:
+        Refused: bad input, or a folder that holds another pack. Failed: it can't be written, or is damaged.
+
+    Example:
+        >>> import daybreak
+        >>> daybreak.pack("photos/", "packed/", short_side=256)  # doctest: +SKIP
+        >>> run = daybreak.pretrain("packed/")  # doctest: +SKIP
+    """
+    console = console or Console()
+    if verify is not None:
+        if data is not None or out is not None:
+            raise Refused(f"--verify {verify} reads a pack and writes none; leave {data or out} out.")
+        with Bar(console, title="verifying") as bar:
+            damaged = verify_pack(Path(verify), lambda done, total: bar.count(done / 1e6, total / 1e6, "MB"))
+        for sentence in damaged:
+            console.print(f"damaged: {sentence}", soft_wrap=True, highlight=False)
+        if damaged:
+            raise Failed(f"{verify}: {len(damaged)} of its shards damaged; remove these, and the daybreak pack command that "
+                         "wrote them packs them again.")
+        console.print(f"{verify}: all shards are whole", soft_wrap=True)
+        return Path(verify)
+    if data is None or out is None:
+        raise Refused("two names are needed: the images and the folder to write, as in: daybreak pack DATA OUT.")
+    if short_side != "keep" and not str(short_side).isdecimal():
+        raise Refused(f"--short-side {short_side}; expected pixels, 1 or more, or keep.")
+    settings = PackSettings(short_side=None if short_side == "keep" else int(short_side), encoding=encoding, quality=quality)
+    source, out = open_source(data, label=label, group=group), Path(out)
+    try:
+        with Bar(console, title="packing") as bar:
+            packed = write_pack(source, out, settings, max_bad=max_bad, workers=workers,
+                                progress=lambda done, total: bar.count(done, total, "images"))
+    except KeyboardInterrupt:
+        raise Failed(f"{out}: interrupted; the shards that are whole stay, and the same command goes on.") from None
+    console.print(f"packed: {packed.sentence}", soft_wrap=True)
+    if packed.left_out:
+        console.print(f"left out: {packed.left_out:,} unreadable images, named in {out / 'bad.csv'}", soft_wrap=True)
+    console.print(f"{packed.bytes / 1e9:.2f} GB in {packed.shards:,} shards: {out}", soft_wrap=True)
     return out
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import Refused
 from .decode import decode
 from .sources import Labels, Source, open_source
+from .store import stored_survey
 from .survey import Survey, key_hash, survey
 
 QUERY_SHARE = 0.1
@@ -108,12 +109,13 @@ def open_images(
     max_bad: float = 0.05,
     threads: int | None = None,
 ) -> Images:
-    """Open a source, survey it, and leave out what is unreadable.
+    """Open a source, survey it (a pack was, when it was made), and leave out what is unreadable.
 
     Arguments and refusals are those of ``sources.open_source`` and ``survey.survey``.
     """
     source = open_source(path, label=label, group=group)
-    found = survey(source, channels=channels, background=background, max_bad=max_bad, threads=threads)
+    known = {"channels": channels, "background": background}
+    found = stored_survey(source, **known) or survey(source, **known, max_bad=max_bad, threads=threads)
     readable = np.setdiff1d(np.arange(len(source)), list(found.bad))
     labels = None if found.labels is None else found.labels.take(readable)
     return Images(source, found, readable, background, labels)

@@ -91,8 +91,7 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise Refused(f"{path}: no such file or folder{'; ' + nearest(path.name, beside) if beside else ''}.")
     if path.is_dir():
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        source = tables.open_saved(path, group) if saved else _open_folder(path, group)
+        source = tables.open_saved(path, group) if tables.is_saved(path) else _open_folder(path, group)
     else:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -113,7 +112,7 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
         raise Refused(f"{path}: no images in this {source.kind}; expected files such as .jpg or .png.")
     if group is not None and source.groups is None:
         raise Refused(f"{path}: no group '{group}': a {source.kind} has no columns; list them in a CSV.")
-    source.label = _choose(source, label)
+    source.label = _choose(source, label or source.label)
     return source
 
 

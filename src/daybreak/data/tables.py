@@ -45,8 +45,22 @@ def open_table(paths: list[Path], group: str | None, root: Path | None = None) -
     return _from_table(root or paths[0], "table", table, base, group, splits)
 
 
+def is_saved(path: Path) -> bool:
+    """Return whether ``datasets`` saved this folder, or ``pack`` did or began to."""
+    begun = (path / "pack.json").is_file() and (path / "facts").is_dir()
+    return begun or any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
 def open_saved(path: Path, group: str | None) -> Source:
-    """Open a folder that ``datasets`` wrote with ``save_to_disk``: Arrow streams named in ``state.json``."""
+    """Open a folder that ``datasets`` wrote with ``save_to_disk``, or ``pack`` did."""
+    table, splits = read_saved(path)
+    return _from_table(path, "saved", table, path, group, splits)
+
+
+def read_saved(path: Path) -> tuple[pa.Table, list[str] | None]:
+    """Map the Arrow streams named in ``state.json`` as one table; the splits if they are of several."""
+    if (path / "pack.json").is_file() and not (path / "state.json").is_file():
+        raise Refused(f"{path}: a pack that is not finished; the daybreak pack command that began it goes on.")
     try:
         parts = [path]
         splits: list[str] | None = None
@@ -59,11 +73,10 @@ def open_saved(path: Path, group: str | None) -> Source:
             found.append(pa.concat_tables([_read(part / entry["filename"]) for entry in files]))
         if len(parts) > 1 and all(part.name in SPLITS for part in parts):
             splits = _repeat([part.name for part in parts], found)
-        table = pa.concat_tables(found)
+        return pa.concat_tables(found), splits
     except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise Refused(f"{path}: a damaged saved data set ({reason}); save it again.") from error
-    return _from_table(path, "saved", table, path, group, splits)
 
 
 def _repeat(names: list[str], parts: list[pa.Table]) -> list[str]:
@@ -123,7 +136,8 @@ def _from_table(
     if len(flags) > 1 and "labels" not in labels:
         columns = [np.where(labels[name].values < 0, np.nan, _as_numbers(labels[name])) for name in flags]
         labels["labels"] = Labels("multi", np.stack(columns, 1).astype(np.float32), tuple(flags))
-    return Source(path, kind, keys, reader, labels, groups=groups, splits=splits)
+    in_use = json.loads((table.schema.metadata or {}).get(b"daybreak", b"{}")).get("label")
+    return Source(path, kind, keys, reader, labels, in_use, groups, splits)
 
 
 def _features(table: pa.Table) -> dict[str, Any]:
