@@ -15,6 +15,8 @@ from rich.console import Console
 
 from .config import recipe_tree, to_toml, to_tree
 from .data.images import open_images, split_images
+from .data.photometric import without_colour
+from .data.sources import printable
 from .errors import Refused
 from .evaluate.features import features
 from .evaluate.protocols import DEFAULT, Result, evaluate_features
@@ -87,6 +89,8 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
                           f"daybreak pretrain --resume {folder}")
         say_plan(console, config, choices, device)
     made = make_method(config, split.train.channels)
+    if resume is None and (said := without_colour(made.views, split.train.channels)):
+        console.print(f"  {said}", soft_wrap=True, highlight=False)
     fabric = make_fabric(device, config.training.precision)
     if resume is None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +111,12 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
 
 def absolute(path: str | Path | None) -> str | None:
     """The whole path, so that a run finds its data again from any folder."""
-    return None if path is None else str(Path(path).absolute())
+    if path is None:
+        return None
+    whole = str(Path(path).absolute())
+    if whole != printable(whole):
+        raise Refused(f"{printable(whole)}: the name is not UTF-8, and a run could not note it; rename it, or give a link to it.")
+    return whole
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
@@ -165,13 +174,13 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
     images = open_images(data, label=label, group=group, channels=backbone.channels)
     console.print(f"data: {images.sentence()}", soft_wrap=True)
     vectors = features(backbone.encoder, images, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
-    columns: dict[str, Any] = {"key": images.keys}
+    columns: dict[str, Any] = {"key": list(map(printable, images.keys))}
     if images.labels is not None:
         values = images.labels.values
         columns["label"] = ([images.labels.classes[v] if v >= 0 else None for v in values] if images.labels.kind == "class"
                             else values.tolist())
     if images.groups is not None:
-        columns["group"] = images.groups
+        columns["group"] = list(map(printable, images.groups))
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1])
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.part")

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import Refused
 from .decode import Unreadable, decode, probe
-from .sources import Labels, Source
+from .sources import Labels, Source, printable
 from .threads import default_threads, quiet_opencv
 
 DECODE_ALL = 100_000  # more images than this are decoded in part; headers and bytes are read of all
@@ -93,8 +93,10 @@ class Survey:
             "classes": counts,
             "fingerprint": self.fingerprint,
         }
-        (folder / "survey.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        with open(folder / "bad.csv", "w", newline="") as file:
+        text = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+        # A byte of a name that is not UTF-8 becomes JSON's own escape of it; a list of paths keeps the byte.
+        (folder / "survey.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        with open(folder / "bad.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["path", "reason"])
             writer.writerows([self.keys[i], reason] for i, reason in sorted(self.bad.items()))
@@ -210,7 +212,7 @@ def _refuse_bad(source: Source, bad: dict[int, str], max_bad: float) -> None:
         first = min(bad)
         raise Refused(
             f"{source.path}: {len(bad):,} of {len(source):,} images are unreadable, more than --max-bad "
-            f"{max_bad:g} allows; the first is {source.keys[first]}: {bad[first]}."
+            f"{max_bad:g} allows; the first is {printable(source.keys[first])}: {bad[first]}."
         )
 
 
