@@ -12,6 +12,7 @@ from rich.console import Console
 
 from .config import RunConfig, Tree, difference, fill, from_tree, merge, parse_override, read_toml, recipe_tree, to_tree
 from .data.images import Images, Split, open_images, split_images
+from .data.photometric import without_colour
 from .errors import Refused
 from .launch import check_devices
 from .methods.base import Method, find
@@ -71,7 +72,10 @@ def resolve(console: Console, device: str, tree: Tree) -> tuple[Images, Split, R
     config, choices = choose(cls, tree, split.train, device)
     check_devices(config.training.devices, device)
     say_plan(console, config, choices, device)
-    return images, split, config, make_method(config, split.train.channels, console)
+    made = make_method(config, split.train.channels, console)
+    if said := without_colour(made.views, split.train.channels):
+        console.print(f"  {said}", soft_wrap=True, highlight=False)
+    return images, split, config, made
 
 
 def make_encoder(config: RunConfig, cls: type[Method], channels: int) -> Encoder:

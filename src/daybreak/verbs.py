@@ -18,7 +18,7 @@ from .config import RunConfig, recipe_tree, to_tree, write_config
 from .data.encode import PackSettings
 from .data.images import Split, open_images, split_images
 from .data.pack import write_pack
-from .data.sources import open_source
+from .data.sources import open_source, printable
 from .data.store import verify_pack
 from .errors import Failed, Refused
 from .evaluate.features import features
@@ -163,7 +163,12 @@ def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: 
 
 def absolute(path: str | Path | None) -> str | None:
     """The whole path, so that a run finds its data again from any folder."""
-    return None if path is None else str(Path(path).absolute())
+    if path is None:
+        return None
+    whole = str(Path(path).absolute())
+    if whole != printable(whole):
+        raise Refused(f"{printable(whole)}: the name is not UTF-8, and a run could not note it; rename it, or give a link to it.")
+    return whole
 
 
 def make_fabric(device: str, precision: str, world: World | None = None) -> Fabric:
@@ -249,13 +254,13 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
     images = open_images(data, label=label, group=group, channels=backbone.channels)
     console.print(f"data: {images.sentence()}", soft_wrap=True)
     vectors = features(backbone.encoder, images, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
-    columns: dict[str, Any] = {"key": images.keys}
+    columns: dict[str, Any] = {"key": list(map(printable, images.keys))}
     if images.labels is not None:
         values = images.labels.values
         columns["label"] = ([images.labels.classes[v] if v >= 0 else None for v in values] if images.labels.kind == "class"
                             else values.tolist())
     if images.groups is not None:
-        columns["group"] = images.groups
+        columns["group"] = list(map(printable, images.groups))
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1])
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.part")

@@ -126,9 +126,9 @@ def split_images(images: Images, val: Images | None = None) -> Split:
 
     With ``val``, those are the queries.  Otherwise the source's own splits serve: "train" is pretrained on,
     "val" (or else "test") are the queries.  Without splits all are pretrained on, and a fixed tenth by hash
-    of the key, or of the group so that none stands on both sides, are the queries.
+    of the key, or of the group so that none stands on both sides, are the queries (a single group is divided).
 
-    Raises Refused if the classes of ``val`` are all unknown, or its channels differ.
+    Raises Refused if the classes of ``val`` are all unknown, its channels differ, or a group stands on both sides.
     """
     splits = np.array(images.splits or ["train"] * len(images))
     train = images.subset(np.flatnonzero(splits == "train"))
@@ -139,13 +139,26 @@ def split_images(images: Images, val: Images | None = None) -> Split:
                 f"; set --channels {images.channels} for both."
             )
         train = train if len(train) else images
+        if not val.source.frames:  # there the files are the groups, and those of another folder may have the same names
+            _refuse_shared(train, val)
         return Split(train, train, _same_classes(val, images), seen=False)
     for name in ("val", "test"):
         if len(train) and (splits == name).any():
-            return Split(train, train, images.subset(np.flatnonzero(splits == name)), seen=False)
+            queries = images.subset(np.flatnonzero(splits == name))
+            _refuse_shared(train, queries)
+            return Split(train, train, queries, seen=False)
     is_query = _fixed_tenth(images)
     bank, queries = (images.subset(np.flatnonzero(chosen)) for chosen in (~is_query, is_query))
     return Split(images, bank, queries, seen=True)
+
+
+def _refuse_shared(train: Images, queries: Images) -> None:
+    shared = sorted(set(train.groups or ()) & set(queries.groups or ()))
+    if shared:
+        raise Refused(
+            f"{queries.source.path}: {len(shared):,} of its groups, such as {', '.join(shared[:3])}, stand both in what is "
+            "trained on and in what is evaluated on; keep each on one side, or rename those that only share a name."
+        )
 
 
 def _fixed_tenth(images: Images) -> np.ndarray:

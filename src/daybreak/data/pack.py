@@ -24,7 +24,7 @@ import pyarrow as pa
 from ..errors import Failed, Refused
 from .decode import Unreadable
 from .encode import PackSettings, encode, versions
-from .sources import Labels, Source
+from .sources import Labels, Source, printable
 from .store import (
     Progress,
     batch,
@@ -329,17 +329,13 @@ def _alone(folder: Path) -> Iterator[None]:
 def _plain(source: Source) -> Source:
     """The source with its names as valid text; bytes of file names that are none are shown, as \\xe9."""
     labels = {
-        _shown(name): Labels(held.kind, held.values, tuple(_all_shown(held.classes)))
+        printable(name): Labels(held.kind, held.values, tuple(_all_shown(held.classes)))
         for name, held in source.labels.items()
     }
     groups = None if source.groups is None else _all_shown(source.groups)
-    label = source.label and _shown(source.label)
+    label = source.label and printable(source.label)
     return replace(source, keys=_all_shown(source.keys), labels=labels, label=label, groups=groups)
 
 
 def _all_shown(texts: Sequence[str]) -> list[str]:
-    return [*texts] if all(_shown(text) == text for text in texts) else [_shown(text) for text in texts]
-
-
-def _shown(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return [*texts] if all(printable(text) == text for text in texts) else [printable(text) for text in texts]

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from ..errors import Refused
 from .decode import Unreadable, decode, probe
-from .sources import Labels, Source
+from .sources import Labels, Source, printable
 from .threads import default_threads, quiet_opencv
 
 DECODE_ALL = 100_000  # more images than this are decoded in part; headers and bytes are read of all
@@ -103,8 +103,9 @@ class Survey:
 
     def write(self, folder: Path) -> None:
         """Write ``survey.json`` and ``bad.csv``."""
-        (folder / "survey.json").write_text(as_json(self.told()))
-        with open(folder / "bad.csv", "w", newline="") as file:
+        # A byte of a name that is not UTF-8 becomes JSON's own escape of it; a list of paths keeps the byte.
+        (folder / "survey.json").write_text(as_json(self.told()), encoding="utf-8", errors="backslashreplace")
+        with open(folder / "bad.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             write_bad(file, ((self.keys[i], reason) for i, reason in sorted(self.bad.items())))
 
 
@@ -277,7 +278,7 @@ def refuse_bad(source: Source, num_bad: int, max_bad: float, key: str, reason: s
     if num_bad == len(source) or num_bad > max_bad * len(source):
         raise Refused(
             f"{source.path}: {num_bad:,} of {len(source):,} images are unreadable, more than --max-bad "
-            f"{max_bad:g} allows; the first is {key}: {reason}."
+            f"{max_bad:g} allows; the first is {printable(key)}: {reason}."
         )
 
 

@@ -21,6 +21,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from ..data.sources import printable
 from ..explain.neighbours import Neighbours
 from ..explain.projection import Projection
 from ..explain.thumbnails import png, shrink
@@ -80,7 +81,7 @@ def write_report(folder: Path, *, looks: Looks, pictures: bool = True) -> Path:
         survey=flat(survey), config=config, map=draw_map(looks.projection), most_rows=PICTURE_ROWS)
     path = folder / "report.html"
     unfinished = path.with_suffix(".html.part")
-    unfinished.write_text(page, encoding="utf-8")
+    unfinished.write_text(printable(page), encoding="utf-8")
     os.replace(unfinished, path)
     return path
 
