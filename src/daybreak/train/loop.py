@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ from ..data.images import Images
 from ..data.loader import Loader
 from ..data.philox import Random
 from ..data.photometric import augment
+from ..data.threads import processors
+from ..data.trial import try_packings
 from ..data.views import expand
 from ..errors import Failed, Refused
 from ..methods.base import Batch, Method, Step
 from . import checkpoint
+from .advice import Adviser, Pace
 from .optim import clip, make_optimizer, peak_rate, set_rates
 from .progress import Bar
 from .schedules import Budget, cosine, warm_cosine
+from .stages import Meter, Stages
 
 Probe = Callable[[torch.nn.Module], dict[str, float]]  # the one thing the loop knows of evaluation
 
@@ -88,15 +92,18 @@ class Signals:
                 signal.signal(number, handler)
 
 
-def on_device(batch: Batch, views: list, random: Random, images: Images, device: torch.device) -> Batch:
+def on_device(batch: Batch, views: list, random: Random, images: Images, stages: Stages) -> Batch:
     """Move a batch to the device and apply what is photometric there."""
-    moved = [x.to(device, non_blocking=True) for x in batch.images]
-    random = replace(random, index=random.index.to(device))
+    with stages.copying() as move:
+        random = replace(random, index=move(random.index))
+        labels = None if batch.labels is None else move(batch.labels)
+        moved = replace(batch, images=[move(x) for x in batch.images], index=random.index, labels=labels,
+                        boxes=move(batch.boxes), flips=move(batch.flips), sizes=move(batch.sizes))
+    since = stages.now()
     looks = [augment(x, view, random, images.mean, images.std, view_index=i)
-             for i, (x, view) in enumerate(zip(moved, views, strict=True))]
-    labels = None if batch.labels is None else batch.labels.to(device)
-    return replace(batch, images=looks, index=random.index, labels=labels, boxes=batch.boxes.to(device),
-                   flips=batch.flips.to(device), sizes=batch.sizes.to(device))
+             for i, (x, view) in enumerate(zip(moved.images, views, strict=True))]
+    stages.add("augment", since)
+    return replace(moved, images=looks)
 
 
 def micro_batches(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -149,6 +156,9 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
 
     probe_every = 1 / config.watch.probes if config.watch.probes else 2.0
     steps, saved_at, window, signals = seen // t.batch_size, time.monotonic(), Window(seen), Signals()
+    stages, world = Stages(fabric.device), fabric.world_size
+    meter = Meter(loader, stages, seen // world)
+    adviser = Adviser(images.source.path, lambda seconds, one: try_packings(images, views, seconds, one))
     method.train()
     budget.start()
     with signals.listening(), Bar(console) as bar, contextlib.closing(loader):
@@ -162,7 +172,8 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
 
             raw = next(stream)
             step = Step(progress, seen, Random(config.seed, raw.epoch, raw.index.clone()), fabric.global_rank, fabric.world_size)
-            batch = on_device(raw, views, step.random, images, fabric.device)
+            batch = on_device(raw, views, step.random, images, stages)
+            since = stages.now()
             step.random = replace(step.random, index=batch.index)
             loss, numbers = backward(module, batch, step, fabric, t.accumulate)
             if (fabric.device.type == "cpu" or steps % config.watch.log_steps == 0) and not torch.isfinite(loss):
@@ -172,15 +183,23 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step(step)
+            stages.add("step", since)
             seen, steps = seen + len(raw.index) * fabric.world_size, steps + 1
 
             if steps % config.watch.log_steps == 0 or budget.over(seen):
-                speed, waiting = window.close(seen, loader.waited)
+                (speed, waiting), costs = window.close(seen, loader.waited), meter.close(seen // world)
                 metrics.write("train", seen, seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate,
                               gradient_norm=float(norm), images_per_second=round(speed, 2), waiting=round(waiting, 4),
+                              seconds_an_image=costs and {k: float(f"{v:.3g}") for k, v in asdict(costs).items()},
                               **{name: float(value) for name, value in numbers.items()})
                 left = max(budget.images - seen, 0) / max(speed, 1e-9)
                 bar.show(budget.progress(seen), loss=float(loss), speed=speed, waiting=waiting, left=left)
+                if costs and fabric.is_global_zero:
+                    pace = Pace(waiting=waiting, speed=speed / world, costs=costs, threads=loader.threads,
+                                processors=max(1, processors() // world))
+                    if said := adviser.look(pace):
+                        console.print(f"  {said}", soft_wrap=True, highlight=False)
+                    window.close(seen, loader.waited), meter.close(seen // world)  # the time of a trial is not training speed
             if int(budget.progress(seen) / probe_every) > int(progress / probe_every):
                 found = probe(method.backbone)
                 method.train()
@@ -188,7 +207,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 if (score := found.get("knn_accuracy", float("-inf"))) > best:
                     best = score
                     checkpoint.save(folder / "checkpoints", snapshot(), seen, best=True)
-                window.close(seen, loader.waited)  # the time of a probe is not training speed
+                window.close(seen, loader.waited), meter.close(seen // world)  # nor is that of a probe
             if time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
                 checkpoint.save(folder / "checkpoints", snapshot(), seen)
                 saved_at = time.monotonic()
