@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import Failed
 from .decode import Unreadable, probe
-from .encode import Settings, encode
+from .encode import PackSettings, encode
 from .images import Images
 from .loader import Loader, Times
 from .sources import Source
@@ -51,7 +51,7 @@ def try_packings(images: Images, views: Sequence[View], seconds: float, one: flo
         now = cost(few, views)
         sizes = [sum(few.read(i).nbytes for i in range(len(few)))]
         for encoding in ENCODINGS:
-            packed, size = pack(few, Settings(short_side=side, encoding=encoding))
+            packed, size = pack(few, PackSettings(short_side=side, encoding=encoding))
             if size not in sizes:  # else the bytes are those there were
                 share = cost(packed, views).processor / max(now.processor, 1e-9)
                 found.append(Packing(side, encoding, share, size / max(sizes[0], 1)))
@@ -71,7 +71,7 @@ def cost(images: Images, views: Sequence[View]) -> Times:
         return loader.times.minus(before)
 
 
-def pack(images: Images, settings: Settings) -> tuple[Images, int]:
+def pack(images: Images, settings: PackSettings) -> tuple[Images, int]:
     """Return images as a pack would hold them, in memory, and their bytes in sum.
 
     Raises Unreadable for an image that can't be decoded.

@@ -92,6 +92,7 @@ class Pace:
 class Change:
     """What could be done next."""
 
+    kind: str  # "threads", or the encoding of a pack
     name: str
     how: str
     gain: float
@@ -100,12 +101,12 @@ class Change:
 def changes(pace: Pace, packings: Sequence[Packing], path: Path) -> list[Change]:
     """Return what is worth doing, the best first: of changes with nearly the same gain the one that costs less."""
     threads = pace.useful_threads()
-    found = [Change(f"{threads} threads", f"--threads {threads}", pace.gain(threads))]
+    found = [Change("threads", f"{threads} threads", f"--threads {threads}", pace.gain(threads))]
     for packing in packings:
         raw = packing.encoding == "raw"
         how = f"daybreak pack {shlex.quote(str(path))} OUT --short-side {packing.short_side}{' --encoding raw' * raw}"
         name = f"packing to {packing.short_side} px{' as raw pixels' * raw}"
-        found.append(Change(name, how, pace.gain(pace.threads, packing)))
+        found.append(Change(packing.encoding, name, how, pace.gain(pace.threads, packing)))
     found = [change for change in found if change.gain >= LEAST_GAIN]
     if not found:
         return []
@@ -137,22 +138,26 @@ class Adviser:
         self.path, self.trial = path, trial
         self.packings: list[Packing] | None = None
         self.said: Change | None = None
-        self.has_begun = False
+        self.is_start = True
 
     def look(self, pace: Pace) -> str | None:
-        """Return what is to be said after some steps at this pace; nothing after the first, which wait for a start."""
-        if not self.has_begun:
-            self.has_begun = True
+        """Return what is to be said after some steps at this pace.
+
+        Nothing after the first steps, for which nothing was loaded ahead, and those after a trial, for which more
+        was than in a usual step.
+        """
+        if self.is_start:
+            self.is_start = False
             return None
         if pace.waiting < LEAST_WAITING or 1 / max(pace.costs.device * pace.speed, 1e-9) < LEAST_GAIN:
             return None
         if self.packings is None:
-            self.packings = self.trial(TRIAL_SECONDS, pace.costs.thread)
+            self.packings, self.is_start = self.trial(TRIAL_SECONDS, pace.costs.thread), True
         found = changes(pace, self.packings, self.path)
         if not found:
             return None
         first, said = found[0], self.said
-        if said and said.name == first.name and 1 / NEW < first.gain / said.gain < NEW:
+        if said and said.kind == first.kind and 1 / NEW < first.gain / said.gain < NEW:
             return None
         self.said = first
         return sentence(pace, found)
