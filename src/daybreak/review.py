@@ -27,6 +27,7 @@ from .methods.base import Method, Picture, Step
 from .report.html import Looks, write_report
 from .runs import defaults_of, make_encoder
 from .train.loop import Outcome, on_device
+from .train.timing import Spans
 
 PIXEL_SIDE = 32  # raw pixels are compared at most at this size; more of them only costs time
 
@@ -153,7 +154,7 @@ def draw(method: Method, config: RunConfig, images: Images, fabric: Fabric, coun
     with contextlib.closing(loader), torch.no_grad():
         raw = next(loader)
         random = Random(config.seed, raw.epoch, raw.index)
-        batch = on_device(raw, expand(method.views), random, few, fabric.device)
+        batch = on_device(raw, expand(method.views), random, few, Spans(fabric.device))
         return method.eval().picture(batch, Step(1.0, 0, replace(random, index=batch.index)))
 
 

@@ -74,7 +74,14 @@ class Images:
 
     def decode(self, i: int, reduce: int = 1) -> np.ndarray:
         """Return image ``i`` as (H, W, C) uint8 or uint16, at 1 / ``reduce`` of its size if it may be."""
-        data = self.source.read(self.indices[i])
+        return self.pixels(self.read(i), reduce)
+
+    def read(self, i: int) -> np.ndarray:
+        """Return the encoded bytes of image ``i``, (n,) uint8."""
+        return self.source.read(self.indices[i])
+
+    def pixels(self, data: np.ndarray, reduce: int = 1) -> np.ndarray:
+        """Decode bytes as ``decode`` does those of an image of the set."""
         how = {"channels": self.channels, "depth": self.depth, "background": self.background}
         return decode(data, **how, reduce=reduce)
 

@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,20 @@ from ..data.images import Images
 from ..data.loader import Loader
 from ..data.philox import Random
 from ..data.photometric import augment
+from ..data.threads import processors
+from ..data.trial import try_packings
 from ..data.views import View, expand
 from ..errors import Failed
 from ..methods.base import Batch, Method, Step
 from ..signals import caught
 from . import checkpoint
+from .advice import Adviser, Pace
 from .optim import clip, make_optimizer, peak_rate, set_rates
 from .progress import Bar
 from .resume import Finite, first_broken, generators, keep_failure, past_failure, restore
 from .schedules import Budget, cosine, warm_cosine
 from .stages import WHOLE, Stage, stage_at, stages_of
+from .timing import Meter, Spans
 
 Probe = Callable[[torch.nn.Module], dict[str, float]]  # the one thing the loop knows of evaluation
 
@@ -80,15 +84,18 @@ class Signals:
         self.received = number
 
 
-def on_device(batch: Batch, views: list, random: Random, images: Images, device: torch.device) -> Batch:
+def on_device(batch: Batch, views: list, random: Random, images: Images, spans: Spans) -> Batch:
     """Move a batch to the device and apply what is photometric there."""
-    moved = [x.to(device, non_blocking=True) for x in batch.images]
-    random = replace(random, index=random.index.to(device))
+    with spans.copying() as move:
+        random = replace(random, index=move(random.index))
+        labels = None if batch.labels is None else move(batch.labels)
+        moved = replace(batch, images=[move(x) for x in batch.images], index=random.index, labels=labels,
+                        boxes=move(batch.boxes), flips=move(batch.flips), sizes=move(batch.sizes))
+    since = spans.now()
     looks = [augment(x, view, random, images.mean, images.std, view_index=i)
-             for i, (x, view) in enumerate(zip(moved, views, strict=True))]
-    labels = None if batch.labels is None else batch.labels.to(device)
-    return replace(batch, images=looks, index=random.index, labels=labels, boxes=batch.boxes.to(device),
-                   flips=batch.flips.to(device), sizes=batch.sizes.to(device))
+             for i, (x, view) in enumerate(zip(moved.images, views, strict=True))]
+    spans.add("augment", since)
+    return replace(moved, images=looks)
 
 
 def micro_batches(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -142,13 +149,16 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
     probe_every = 1 / config.watch.probes if config.watch.probes else 2.0
     steps, saved_at, window, signals = seen // t.batch_size, time.monotonic(), Window(seen), Signals()
     finite = Finite(1 if fabric.device.type == "cpu" else config.watch.log_steps)
+    spans, world = Spans(fabric.device), fabric.world_size
+    meter = Meter(loader, spans, seen // world)
+    adviser = Adviser(images.source.path, lambda seconds, one: try_packings(images, views, seconds, one))
     method.train()
     budget.start()
     with caught(signals.note), Bar(console) as bar, contextlib.closing(loader):
         stream = iter(loader)
         while not (budget.over(seen) or signals.received):
-            if fabric.world_size > 1:  # drop path draws from torch's generator: other numbers on each rank, no state to keep
-                torch.manual_seed(config.seed + seen * fabric.world_size + fabric.global_rank)
+            if world > 1:  # drop path draws from torch's generator: other numbers on each rank, no state to keep
+                torch.manual_seed(config.seed + seen * world + fabric.global_rank)
             progress = budget.progress(seen)
             if (now := stage_at(stages, progress)) != stage:
                 stage, views = now, views_at(now, method)
@@ -161,24 +171,27 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 next(stream)
             where = {"epoch": loader.epoch, "position": loader.position, "images": seen}
             raw, drawn = next(stream), generators()
-            step = Step(progress, seen, Random(config.seed, raw.epoch, raw.index.clone()), fabric.global_rank, fabric.world_size,
-                        stage.mask_ratio)
-            batch = on_device(raw, views, step.random, images, fabric.device)
+            random = Random(config.seed, raw.epoch, raw.index.clone())
+            step = Step(progress, seen, random, fabric.global_rank, world, stage.mask_ratio)
+            batch = on_device(raw, views, step.random, images, spans)
+            since = spans.now()
             step.random = replace(step.random, index=batch.index)
             loss, numbers = backward(module, batch, step, fabric, t.accumulate if method.exact_accumulation else 1)
             method.before_update(step)
             norm = clip(method, t.clip, t.clip_mode)
             both = loss if t.precision == "16-mixed" else loss + norm  # its scaler meets infinite gradients and skips them
-            if bad := finite.first_bad(where, both, now=budget.over(seen + len(raw.index) * fabric.world_size)):
+            if bad := finite.first_bad(where, both, now=budget.over(seen + len(raw.index) * world)):
                 raise Failed(keep_failure(folder, snapshot() | {"generators": drawn}, raw, bad, loss,
                                           partial(first_broken, method, module, batch, step)))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step(step)
-            seen, steps = seen + len(raw.index) * fabric.world_size, steps + 1
+            spans.add("step", since)
+            seen, steps = seen + len(raw.index) * world, steps + 1
             agree(fabric, budget, seen, signals, is_due=steps % config.watch.log_steps == 0)
             is_due = steps % config.watch.log_steps == 0 or budget.over(seen)
-            if is_due and fabric.world_size > 1:
+            costs = meter.close(seen // world) if is_due else None
+            if is_due and world > 1:
                 loss = fabric.all_reduce(loss, reduce_op="mean")
             if not fabric.is_global_zero:
                 continue
@@ -187,9 +200,16 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 speed, waiting = window.close(seen, loader.waited)
                 metrics.write("train", seen, seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate,
                               gradient_norm=float(norm), images_per_second=round(speed, 2), waiting=round(waiting, 4),
+                              seconds_an_image=costs and {k: float(f"{v:.3g}") for k, v in asdict(costs).items()},
                               **{name: float(value) for name, value in numbers.items()})
                 left = max(budget.images - seen, 0) / max(speed, 1e-9)
                 bar.show(budget.progress(seen), loss=float(loss), speed=speed, waiting=waiting, left=left)
+                if costs:
+                    pace = Pace(waiting=waiting, speed=speed / world, costs=costs, threads=loader.threads,
+                                processors=max(1, processors() // world))
+                    if said := adviser.look(pace):
+                        console.print(f"  {said}", soft_wrap=True, highlight=False)
+                    window.close(seen, loader.waited), meter.close(seen // world)  # the time of a trial is not training speed
             if int(budget.progress(seen) / probe_every) > int(progress / probe_every):
                 found = probe(method.backbone)
                 method.train()
@@ -197,7 +217,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 if (score := found.get("knn_accuracy", float("-inf"))) > best:
                     best = score
                     checkpoint.save(folder / "checkpoints", snapshot(), seen, best=True)
-                window.close(seen, loader.waited)  # the time of a probe is not training speed
+                window.close(seen, loader.waited), meter.close(seen // world)  # nor is that of a probe
             if not finite.held and time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
                 checkpoint.save(folder / "checkpoints", snapshot(), seen)
                 saved_at = time.monotonic()
