@@ -240,8 +240,8 @@ def test_the_flags_are_frozen():
 
     assert list(inspect.signature(cli.pretrain).parameters) == [
         "data", "method", "encoder", "image_size", "epochs", "images", "minutes", "batch_size", "val", "label", "group",
-        "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "save_minutes", "resume", "skip_failure", "force",
-        "pictures"]
+        "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "save_minutes", "on_collapse", "resume", "skip_failure",
+        "force", "pictures"]
 
 
 def test_a_table_without_the_label_column_is_refused_with_the_columns(tmp_path, textures, capsys):

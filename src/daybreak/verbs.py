@@ -46,8 +46,8 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
              max_bad: float | None = None, threads: int | None = None, compile: bool | None = None,
              out: str | Path | None = None, recipe: str | Path | None = None,
              overrides: Sequence[str] | Mapping[str, Any] = (), seed: int | None = None,
-             save_minutes: float | None = None, resume: str | Path | None = None, skip_failure: bool = False,
-             force: bool = False, pictures: bool = True, console: Console | None = None) -> Run:
+             save_minutes: float | None = None, on_collapse: str | None = None, resume: str | Path | None = None, 
+             skip_failure: bool = False, force: bool = False, pictures: bool = True, console: Console | None = None) -> Run:
     """Pretrain a backbone on a set of images, evaluate it, write its report and its weights.
 
     Args:
@@ -57,6 +57,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         val: labelled images for the evaluation; otherwise a split of ``data``, or a tenth of it.
         overrides: ``["method.mask_ratio=0.7"]`` or a nested mapping.
         save_minutes: between two checkpoints; 10 by default.
+        on_collapse: "warn" or "stop"; by default a warning, and a stop if it stands for a tenth of the budget.
         resume: the folder of an interrupted run. Settings given with it must be those it was made with.
         skip_failure: go on past the batch whose loss was not finite.
         force: go on with other settings or other data, or move a run that stands in ``out`` aside; it is said which.
@@ -76,7 +77,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
     device = device_name()
     flags = dict(data=absolute(data), encoder=encoder, image_size=image_size, epochs=epochs, images=images, minutes=minutes,
                  batch_size=batch_size, val=absolute(val), label=label, group=group, channels=channels, max_bad=max_bad,
-                 threads=threads, compile=compile, seed=seed, save_minutes=save_minutes)
+                 threads=threads, compile=compile, seed=seed, save_minutes=save_minutes, on_collapse=on_collapse)
     tree = settings_tree(method=method, recipe=recipe, overrides=overrides, **flags)
     if resume is not None:
         if out is not None:
@@ -115,7 +116,11 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         console.print(f"interrupted after {outcome.images_seen:,} images; all is saved. Go on with: "
                       f"daybreak pretrain --resume {folder}")
         return Run(folder, [], [], outcome.interrupted)
-    return finish(made, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+    run = finish(made, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+    if outcome.stopped:
+        console.print(f"stopped after {outcome.images_seen:,} images: {outcome.stopped} To go on all the same: "
+                      f"daybreak pretrain --resume {folder} --on-collapse warn", soft_wrap=True, highlight=False)
+    return run
 
 
 def absolute(path: str | Path | None) -> str | None:

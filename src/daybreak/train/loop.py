@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from .optim import clip, make_optimizer, peak_rate, set_rates
 from .progress import Bar
 from .resume import Finite, first_broken, generators, keep_failure, past_failure, restore
 from .schedules import Budget, cosine, warm_cosine
+from .watch import Watch
 
 Probe = Callable[[torch.nn.Module], dict[str, float]]  # the one thing the loop knows of evaluation
 
@@ -45,6 +46,7 @@ class Outcome:
     images_seen: int
     seconds: float
     interrupted: int | None  # the signal that stopped it
+    stopped: str | None  # the alarm that stopped it
     bad_images: int
     waiting: float  # share of the time spent waiting for images
 
@@ -54,16 +56,20 @@ class Metrics:
 
     def __init__(self, folder: Path, images_seen: int):
         self.path = folder / "metrics.jsonl"
-        if self.path.exists():  # a resumed run says again what came after its checkpoint
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["images"] <= images_seen]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+        self.kept: list[dict[str, Any]] = []  # a resumed run says again what came after its checkpoint
+        if self.path.exists():
+            lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]  # a kill cuts one
+            self.kept = [line for line in lines if line["images"] <= images_seen]
+            self.path.write_text("".join(f"{json.dumps(line)}\n" for line in self.kept))
         self.events = TensorBoardLogger(folder, name="tensorboard", version="")
 
-    def write(self, kind: str, images: int, **numbers: Any) -> None:
+    def write(self, kind: str, images: int, **numbers: Any) -> dict[str, Any]:
+        line = {"kind": kind, "images": images, **numbers}
         with open(self.path, "a") as file:
-            file.write(json.dumps({"kind": kind, "images": images, **numbers}) + "\n")
+            file.write(json.dumps(line) + "\n")
         scalars = {f"{kind}/{k}": v for k, v in numbers.items() if isinstance(v, int | float)}
         self.events.log_metrics(scalars, step=images)
+        return line
 
 
 class Signals:
@@ -155,8 +161,19 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
         at = f"epoch {loader.epoch}, batch {loader.position} of {loader.steps_per_epoch}"
         for line in [f"forced: {forced}"] * bool(forced) + [skipping] * bool(skipping) + [f"going on at image {seen:,} ({at})"]:
             console.print(line, soft_wrap=True, highlight=False)
-    metrics = Metrics(folder, seen)
+    method.batch_size = t.batch_size
+    metrics, watch = Metrics(folder, seen), Watch(method.degenerate(), prototypes=getattr(method.config, "prototypes", None))
+    for line in metrics.kept:
+        watch.see(line, budget.progress(line["images"]))
 
+    def log(kind: str, **numbers: Any) -> None:
+        line = metrics.write(kind, seen, **numbers)
+        if alarm := watch.see(line, budget.progress(seen)):
+            metrics.write("alarm", seen, **asdict(alarm))
+            console.print(f"watch: {alarm.sentence}", soft_wrap=True, highlight=False)
+
+    if config.watch.probes and not resume:
+        log("health", **probe(method.backbone))  # of the random start, which later ones are held against; outside the budget
     probe_every = 1 / config.watch.probes if config.watch.probes else 2.0
     steps, saved_at, window, signals = seen // t.batch_size, time.monotonic(), Window(seen), Signals()
     finite = Finite(1 if fabric.device.type == "cpu" else config.watch.log_steps)
@@ -164,7 +181,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
     budget.start()
     with signals.listening(), Bar(console) as bar, contextlib.closing(loader):
         stream = iter(loader)
-        while not budget.over(seen) and signals.received is None:
+        while not (budget.over(seen) or signals.received or watch.stops(config.watch.on_collapse, budget.progress(seen))):
             budget.look(seen)
             progress = budget.progress(seen)
             rate = warm_cosine(progress, peak_rate(t), t.final_learning_rate, t.warmup)
@@ -192,7 +209,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
 
             if steps % config.watch.log_steps == 0 or budget.over(seen):
                 speed, waiting = window.close(seen, loader.waited)
-                metrics.write("train", seen, seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate,
+                log("train", seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate,
                               gradient_norm=float(norm), images_per_second=round(speed, 2), waiting=round(waiting, 4),
                               **{name: float(value) for name, value in numbers.items()})
                 left = max(budget.images - seen, 0) / max(speed, 1e-9)
@@ -200,7 +217,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             if int(budget.progress(seen) / probe_every) > int(progress / probe_every):
                 found = probe(method.backbone)
                 method.train()
-                metrics.write("health", seen, **found)
+                log("health", **found)
                 if (score := found.get("knn_accuracy", float("-inf"))) > best:
                     best = score
                     checkpoint.save(folder / "checkpoints", snapshot(), seen, best=True)
@@ -210,7 +227,9 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 saved_at = time.monotonic()
         checkpoint.save(folder / "checkpoints", snapshot(), seen)
     metrics.events.finalize("success")
-    return Outcome(seen, budget.elapsed(), signals.received, len(loader.bad), loader.waited / max(budget.elapsed(), 1e-9))
+    ended = budget.over(seen) or signals.received is not None
+    return Outcome(seen, budget.elapsed(), signals.received, None if ended or watch.alarm is None else watch.alarm.sentence,
+                   len(loader.bad), loader.waited / max(budget.elapsed(), 1e-9))
 
 
 def backward(module, batch: Batch, step: Step, fabric: Fabric, parts: int) -> tuple[Tensor, dict[str, Tensor]]:
