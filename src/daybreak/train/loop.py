@@ -159,8 +159,8 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
         if skip_failure or force:  # what was decided now holds for a later resume too
             checkpoint.save(folder / "checkpoints", snapshot(), seen)
         at = f"epoch {loader.epoch}, batch {loader.position} of {loader.steps_per_epoch}"
-        for line in [f"forced: {forced}"] * bool(forced) + [skipping] * bool(skipping) + [f"going on at image {seen:,} ({at})"]:
-            console.print(line, soft_wrap=True, highlight=False)
+        for text in filter(None, (forced and f"forced: {forced}", skipping, f"going on at image {seen:,} ({at})")):
+            console.print(text, soft_wrap=True, highlight=False)
     method.batch_size = t.batch_size
     metrics, watch = Metrics(folder, seen), Watch(method.degenerate(), prototypes=getattr(method.config, "prototypes", None))
     for line in metrics.kept:
@@ -209,9 +209,9 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
 
             if steps % config.watch.log_steps == 0 or budget.over(seen):
                 speed, waiting = window.close(seen, loader.waited)
-                log("train", seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate,
-                              gradient_norm=float(norm), images_per_second=round(speed, 2), waiting=round(waiting, 4),
-                              **{name: float(value) for name, value in numbers.items()})
+                log("train", seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate, gradient_norm=float(norm),
+                    images_per_second=round(speed, 2), waiting=round(waiting, 4),
+                    **{name: float(value) for name, value in numbers.items()})
                 left = max(budget.images - seen, 0) / max(speed, 1e-9)
                 bar.show(budget.progress(seen), loss=float(loss), speed=speed, waiting=waiting, left=left)
             if int(budget.progress(seen) / probe_every) > int(progress / probe_every):
