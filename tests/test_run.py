@@ -246,7 +246,7 @@ def test_the_flags_are_frozen():
     assert list(inspect.signature(cli.pretrain).parameters) == [
         "data", "method", "encoder", "image_size", "epochs", "images", "minutes", "batch_size", "val", "label", "group",
         "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "devices", "init", "init_partial", "save_minutes",
-        "resume", "skip_failure", "force", "pictures"]
+        "on_collapse", "resume", "skip_failure", "force", "pictures"]
     assert list(inspect.signature(cli.plan).parameters) == [
         "data", "hours", "method", "encoder", "image_size", "batch_size", "devices", "recipe", "set"]
     assert list(inspect.signature(cli.pack).parameters) == [

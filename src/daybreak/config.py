@@ -108,6 +108,8 @@ class WatchConfig:
     probes: Annotated[int, Range(0)] = 10  # times in a run that health and online accuracy are measured
     probe_bank: Count = 2000  # images in the bank of the online kNN and of the health measures
     probe_queries: Count = 500
+    linear: bool = False  # a linear classifier at each probe too, which takes longer than all else in it
+    on_collapse: Literal["warn-then-stop", "warn", "stop"] = "warn-then-stop"  # what an alarm of ``train/watch.py`` does
     save_minutes: Positive = 10.0  # between two checkpoints; 0 saves after each step
 
 

@@ -42,7 +42,8 @@ def settings_tree(*, method: str | None, recipe: str | Path | None, overrides: S
               "data": ("data", "path"), "val": ("data", "val"), "label": ("data", "label"), "group": ("data", "group"),
               "channels": ("data", "channels"), "max_bad": ("data", "max_bad"), "threads": ("data", "threads"),
               "compile": ("training", "compile"), "devices": ("training", "devices"), "init": ("encoder", "init"),
-              "init_partial": ("encoder", "init_partial"), "save_minutes": ("watch", "save_minutes")}
+              "init_partial": ("encoder", "init_partial"), "save_minutes": ("watch", "save_minutes"),
+              "on_collapse": ("watch", "on_collapse")}
     tree = read_toml(recipe) if recipe else {}
     given = {k: v for k, v in flags.items() if v is not None}
     if {"epochs", "images", "minutes"} & set(given):  # a budget on the command line replaces the recipe's

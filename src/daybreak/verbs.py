@@ -65,8 +65,8 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
              init: str | Path | None = None, init_partial: bool | None = None,
              out: str | Path | None = None, recipe: str | Path | None = None,
              overrides: Sequence[str] | Mapping[str, Any] = (), seed: int | None = None,
-             save_minutes: float | None = None, resume: str | Path | None = None, skip_failure: bool = False,
-             force: bool = False, pictures: bool = True, console: Console | None = None) -> Run:
+             save_minutes: float | None = None, on_collapse: str | None = None, resume: str | Path | None = None,
+             skip_failure: bool = False, force: bool = False, pictures: bool = True, console: Console | None = None) -> Run:
     """Pretrain a backbone on a set of images, evaluate it, write its report and its weights.
 
     Args:
@@ -78,6 +78,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         init: start from the weights of a run, of a file or of ``timm:NAME``; ``init_partial`` takes what fits of them.
         overrides: ``["method.mask_ratio=0.7"]`` or a nested mapping.
         save_minutes: between two checkpoints; 10 by default.
+        on_collapse: "warn" or "stop"; by default a warning, and a stop if it stands for a tenth of the budget.
         resume: the folder of an interrupted run. Settings given with it must be those it was made with.
         skip_failure: go on past the batch whose loss was not finite.
         force: go on with other settings or other data, or move a run that stands in ``out`` aside; it is said which.
@@ -104,7 +105,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         method=method, recipe=recipe, overrides=overrides, data=absolute(data), encoder=encoder, image_size=image_size,
         epochs=epochs, images=images, minutes=minutes, batch_size=batch_size, val=absolute(val), label=label, group=group,
         channels=channels, max_bad=max_bad, threads=threads, compile=compile, devices=devices, init=init,
-        init_partial=init_partial, seed=seed, save_minutes=save_minutes)
+        init_partial=init_partial, seed=seed, save_minutes=save_minutes, on_collapse=on_collapse)
     if resume is not None:
         if out is not None:
             raise Refused(f"--resume {resume} goes on in that folder; leave out --out {out}.")
@@ -158,7 +159,11 @@ def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: 
         return Run(folder, [], [], outcome.interrupted)
     if not fabric.is_global_zero:
         return Run(folder, [], [])
-    return finish(method, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+    run = finish(method, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+    if outcome.stopped:
+        console.print(f"stopped after {outcome.images_seen:,} images: {outcome.stopped} To go on all the same: "
+                      f"daybreak pretrain --resume {folder} --on-collapse warn", soft_wrap=True, highlight=False)
+    return run
 
 
 def absolute(path: str | Path | None) -> str | None:

@@ -35,6 +35,7 @@ PROTOCOLS = {"knn-v1": "Nearest neighbours", "linear-v1": "Linear classifier"}
 CURVES = {  # of metrics.jsonl: title, percent, zero, what it means
     "loss": ("Loss", False, False, "what the method minimises"),
     "knn_accuracy": ("Online kNN accuracy", True, False, "on a part of bank and queries"),
+    "linear_accuracy": ("Online linear accuracy", True, False, "on a part of bank and queries"),
     "rankme": ("Effective rank", False, True, "RankMe: directions in use; 1 is collapse"),
     "spread": ("Spread", False, True, "1 is even, 0 is collapse"),
     "learning_rate": ("Learning rate", False, True, ""),
@@ -42,6 +43,7 @@ CURVES = {  # of metrics.jsonl: title, percent, zero, what it means
     "images_per_second": ("Images a second", False, True, ""),
     "waiting": ("Waiting for images", True, True, "share of the time"),
 }
+HIDDEN = ("kind", "images", "seconds", "knn_error", "linear_error")  # of metrics.jsonl: no curve of their own
 MACHINERY = ("learning_rate", "gradient_norm", "images_per_second", "waiting")  # folded away
 
 
@@ -70,13 +72,15 @@ def write_report(folder: Path, *, looks: Looks, pictures: bool = True) -> Path:
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(here), trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "picture": picture, "value": plain}
-    metrics = read_metrics(folder / "metrics.jsonl")
+    lines = read_metrics(folder / "metrics.jsonl")
+    metrics = [line for line in lines if line.get("kind") != "alarm"]
+    alarms = [str(line["sentence"]) for line in lines if line.get("kind") == "alarm"]
     results = read_json(folder / "results.json") or []
     survey = read_json(folder / "survey.json") or {}
     config = read_text(folder / "config.toml")
     page = environment.get_template("report.html").render(
         style=Markup((here / "report.css").read_text()), looks=looks, pictures=pictures,
-        title=title_of(config, folder), facts=facts_of(metrics), headlines=headlines(results),
+        title=title_of(config, folder), facts=facts_of(metrics), alarms=alarms, headlines=headlines(results),
         results=results, backbones=BACKBONES, curves=curves(metrics), data=survey.pop("sentence", ""),
         survey=flat(survey), config=config, map=draw_map(looks.projection), most_rows=PICTURE_ROWS)
     path = folder / "report.html"
@@ -165,7 +169,7 @@ def curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     series: dict[str, tuple[list[float], list[float]]] = {}
     for line in metrics:
         for name, value in line.items():
-            if name not in ("kind", "images", "seconds") and isinstance(value, int | float):
+            if name not in HIDDEN and isinstance(value, int | float):
                 key = "knn_accuracy" if line["kind"] == "probe" and line.get("metric") == "accuracy" else name
                 xs, ys = series.setdefault(key, ([], []))
                 xs.append(line["images"])
