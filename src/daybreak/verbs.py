@@ -1,4 +1,4 @@
-"""The verbs of the command line as functions: pretrain, plan, evaluate, embed, export, load, demo."""
+"""The verbs of the command line as functions: pretrain, plan, evaluate, explain, embed, export, load, demo."""
 
 import os
 import sys
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.plugins import MixedPrecision
@@ -19,10 +20,13 @@ from .data.images import Split, open_images, split_images
 from .errors import Refused
 from .evaluate.features import features
 from .evaluate.protocols import DEFAULT, Result, evaluate_features
+from .explain.maps import explain_images
+from .explain.neighbours import neighbours, spaced
 from .export.backbone import load
 from .export.formats import export as export_backbone
 from .launch import World, spawn, world_here
 from .methods.base import Method, find, names
+from .report.explanation import write_explanation
 from .review import Run, finish, make_probe, read_results
 from .runs import (
     command_line,
@@ -41,7 +45,9 @@ from .train.forecast import Forecast
 from .train.loop import train
 from .train.plan import make_budget
 
-__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "export", "load", "plan", "pretrain"]
+NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
+
+__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "explain", "export", "load", "plan", "pretrain"]
 
 
 @dataclass(frozen=True)
@@ -258,6 +264,44 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
     os.replace(beside, out)
     console.print(f"{len(images):,} vectors of width {vectors.shape[1]}: {out}", soft_wrap=True)
     return out
+
+
+def explain(run: str | Path, images: str | Path, *, out: str | Path, count: int = 12, label: str | None = None,
+            console: Console | None = None) -> Path:
+    """Write ``explain.html``: what the backbone of a run makes of some images, and how far its maps can be believed.
+
+    Args:
+        images: of any source; ``count`` of them, evenly spaced over classes and files, are explained.
+        out: folder of the page.
+
+    Returns:
+        The path of the page, one file under 10 MB that needs nothing else.
+
+    Raises:
+        Refused: no backbone, no readable images, a count that gives no page or one above 10 MB.
+    """
+    if count < 1:
+        raise Refused(f"--count {count}: at least one image must be explained.")
+    console = console or Console()
+    backbone, device = load(run), device_name()
+    backbone.encoder.to(device)
+    found = open_images(images, label=label, channels=backbone.channels)
+    console.print(f"data: {found.sentence()}", soft_wrap=True)
+    chosen = spaced(found, count)
+    others = np.setdiff1d(np.arange(len(found)), chosen)
+    others = others[np.linspace(0, len(others) - 1, min(len(others), NEIGHBOUR_BANK)).astype(int)]
+    shown, bank = found.subset(chosen), found.subset(others)
+    known: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
+    console.print(f"explaining {len(shown)} of {len(found):,} images; most of the time goes into scoring the maps")
+    explanation = explain_images(backbone.encoder, shown, **known)
+    near = neighbours(*(features(backbone.encoder, some, **known) for some in (shown, bank)), shown, bank,
+                      count=len(shown)) if len(bank) else None
+    path = write_explanation(Path(out), explanation, near, backbone=backbone.encoder, name=Path(run).resolve().name,
+                             info=backbone.info, data=found.sentence(), bank=len(bank))
+    for note in explanation.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"page: {path}", soft_wrap=True)
+    return path
 
 
 def export(run: str | Path, *, to: str, out: str | Path, console: Console | None = None) -> Path:
