@@ -116,6 +116,17 @@ def embed(run: RunFolder, data: Data, out: Annotated[Path, typer.Option(help="Pa
 
 
 @app.command()
+def explain(run: RunFolder, images: Annotated[str, typer.Argument(help="as DATA of pretrain")],
+            out: Annotated[Path, typer.Option(help="folder of explain.html")],
+            count: Annotated[int, typer.Option(help="images to explain, evenly spaced")] = 12,
+            label: Annotated[str | None, typer.Option(help="label column; default the first")] = None) -> None:
+    """Show what the backbone looks at in some images, in one HTML file."""
+    from . import verbs
+
+    verbs.explain(run, images, out=out, count=count, label=label)
+
+
+@app.command()
 def pack(
     data: Annotated[str | None, typer.Argument(help="folder, zip, tar, list, table or saved data set")] = None,
     out: Annotated[Path | None, typer.Argument(help="folder to write, or to go on with")] = None,

@@ -1,10 +1,9 @@
-"""The verbs of the command line as functions: pretrain, plan, evaluate, embed, pack, export, load, demo."""
+"""The verbs of the command line as functions: those that make something here, those that look at it in ``looking``."""
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,16 +15,13 @@ from rich.console import Console
 
 from .config import RunConfig, recipe_tree, to_tree, write_config
 from .data.encode import PackSettings
-from .data.images import Split, open_images, split_images
+from .data.images import Split
 from .data.pack import write_pack
 from .data.sources import open_source, printable
 from .data.store import verify_pack
 from .errors import Failed, Refused
-from .evaluate.features import features
-from .evaluate.protocols import DEFAULT, Result, evaluate_features
-from .export.backbone import load
-from .export.formats import export as export_backbone
 from .launch import World, spawn, world_here
+from .looking import embed, evaluate, explain, export, load
 from .methods.base import Method, find, names
 from .review import Run, finish, make_probe, read_results
 from .runs import (
@@ -46,7 +42,7 @@ from .train.loop import train
 from .train.plan import make_budget
 from .train.progress import Bar
 
-__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "export", "load", "pack", "plan", "pretrain"]
+__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain"]
 
 
 @dataclass(frozen=True)
@@ -213,68 +209,6 @@ def plan(data: str | Path, *, hours: float | None = None, method: str | None = N
     return Plan(config, found)
 
 
-def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
-             label: str | None = None, seed: int = 0, console: Console | None = None) -> list[Result]:
-    """Measure the backbone of a run on labelled images and print the table.
-
-    Args:
-        run: folder of a run or of a backbone.
-        train: images of the bank, which linear-v1 also trains on. test: the queries.
-        protocols: names; None takes knn-v1 and linear-v1.
-
-    Raises:
-        Refused: unknown protocol, images without labels, classes that differ.
-    """
-    console = console or Console()
-    backbone, device = load(run), device_name()
-    backbone.encoder.to(device)
-    known: dict[str, Any] = dict(label=label, channels=backbone.channels)
-    first, second = open_images(train, **known), open_images(test, **known)
-    split = split_images(first, second)
-    split = replace(split, bank=first, train=first)
-    common: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
-    vectors = [features(backbone.encoder, images, **common) for images in (split.bank, split.queries)]
-    results, skipped = evaluate_features(
-        vectors[0], split.bank.labels, vectors[1], split.queries.labels, protocols=tuple(protocols or DEFAULT),
-        data=first.fingerprint, seed=seed, bank_groups=split.bank.groups, query_groups=split.queries.groups)
-    for left in skipped:
-        console.print(f"note: {left}")
-    if not results:
-        raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
-    for r in results:
-        error = f" ± {r.error:.1%}" if r.error is not None else ""
-        console.print(f"  {r.protocol}-{r.version} {r.metric}: {r.value:.1%}{error}")
-    return results
-
-
-def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,
-          console: Console | None = None) -> Path:
-    """Write a Parquet file with key, label and group (where there are any) and vector of every readable image."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    console = console or Console()
-    backbone, device, out = load(run), device_name(), Path(out)
-    backbone.encoder.to(device)
-    images = open_images(data, label=label, group=group, channels=backbone.channels)
-    console.print(f"data: {images.sentence()}", soft_wrap=True)
-    vectors = features(backbone.encoder, images, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
-    columns: dict[str, Any] = {"key": list(map(printable, images.keys))}
-    if images.labels is not None:
-        values = images.labels.values
-        columns["label"] = ([images.labels.classes[v] if v >= 0 else None for v in values] if images.labels.kind == "class"
-                            else values.tolist())
-    if images.groups is not None:
-        columns["group"] = list(map(printable, images.groups))
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.part")
-    pq.write_table(pa.table(columns), beside)
-    os.replace(beside, out)
-    console.print(f"{len(images):,} vectors of width {vectors.shape[1]}: {out}", soft_wrap=True)
-    return out
-
-
 def pack(data: str | Path | None = None, out: str | Path | None = None, *, short_side: int | str = 256,
          encoding: Literal["auto", "jpeg", "raw", "lossless"] = "auto", quality: int = 90, workers: int | None = None,
          label: str | None = None, group: str | None = None, max_bad: float = 0.05, verify: str | Path | None = None,
@@ -330,13 +264,6 @@ def pack(data: str | Path | None = None, out: str | Path | None = None, *, short
         console.print(f"left out: {packed.left_out:,} unreadable images, named in {out / 'bad.csv'}", soft_wrap=True)
     console.print(f"{packed.bytes / 1e9:.2f} GB in {packed.shards:,} shards: {out}", soft_wrap=True)
     return out
-
-
-def export(run: str | Path, *, to: str, out: str | Path, console: Console | None = None) -> Path:
-    """Write the backbone of a run as ``timm``, ``safetensors`` or ``onnx``; returns what was written."""
-    path = export_backbone(run, to, out)
-    (console or Console()).print(f"{to}: {path}", soft_wrap=True)
-    return path
 
 
 def demo(*, out: str | Path | None = None, minutes: float | None = None, seed: int = 0,

@@ -68,22 +68,35 @@ def write_report(folder: Path, *, looks: Looks, pictures: bool = True) -> Path:
     Args:
         pictures: False leaves every image of the data out.
     """
-    here = Path(__file__).parent
-    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(here), trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"number": number, "picture": picture, "value": plain}
     lines = read_metrics(folder / "metrics.jsonl")
     metrics = [line for line in lines if line.get("kind") != "alarm"]
     alarms = [str(line["sentence"]) for line in lines if line.get("kind") == "alarm"]
     results = read_json(folder / "results.json") or []
     survey = read_json(folder / "survey.json") or {}
     config = read_text(folder / "config.toml")
-    page = environment.get_template("report.html").render(
-        style=Markup((here / "report.css").read_text()), looks=looks, pictures=pictures,
-        title=title_of(config, folder), facts=facts_of(metrics), alarms=alarms, headlines=headlines(results),
-        results=results, backbones=BACKBONES, curves=curves(metrics), data=survey.pop("sentence", ""),
-        survey=flat(survey), config=config, map=draw_map(looks.projection), most_rows=PICTURE_ROWS)
-    path = folder / "report.html"
+    page = render("report", looks=looks, neighbours=looks.neighbours, pictures=pictures,
+                  title=title_of(config, folder), facts=facts_of(metrics), alarms=alarms, headlines=headlines(results),
+                  results=results, backbones=BACKBONES, curves=curves(metrics), data=survey.pop("sentence", ""),
+                  survey=flat(survey), config=config, map=draw_map(looks.projection), most_rows=PICTURE_ROWS)
+    return write_page(folder / "report.html", page)
+
+
+def render(name: str, *styles: str, **values: Any) -> str:
+    """Fill the template of this name; all values are escaped unless they are Markup.
+
+    Args:
+        styles: names of style sheets besides that of the report.
+    """
+    here = Path(__file__).parent
+    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(here), trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"number": number, "picture": picture, "value": plain}
+    style = Markup("".join((here / f"{sheet}.css").read_text() for sheet in ("report", *styles)))
+    return environment.get_template(f"{name}.html").render(style=style, **values)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page beside and rename it, so that a reader never sees half of it."""
     unfinished = path.with_suffix(".html.part")
     unfinished.write_text(printable(page), encoding="utf-8")
     os.replace(unfinished, path)
