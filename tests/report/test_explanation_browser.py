@@ -89,8 +89,9 @@ class Browser:
 
     def complaints(self):
         self.ask("new Promise(requestAnimationFrame)")  # lets what is under way be said
+        bad = ("error", "warning", "assert")
         return [event for event in self.events if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")
-                or (event.get("method") == "Runtime.consoleAPICalled" and event["params"]["type"] in ("error", "warning", "assert"))]
+                or (event.get("method") == "Runtime.consoleAPICalled" and event["params"]["type"] in bad)]
 
     def window(self, width, height=844, mobile=True):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
