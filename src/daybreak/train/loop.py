@@ -154,6 +154,10 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 "budget": budget.state_dict(), "images_seen": seen, "best": best, "generators": generators,
                 "fingerprint": images.fingerprint, "config": to_tree(config)}
 
+    def start_measuring() -> None:
+        window.close(seen, loader.waited)
+        meter.close(seen // world)
+
     probe_every = 1 / config.watch.probes if config.watch.probes else 2.0
     steps, saved_at, window, signals = seen // t.batch_size, time.monotonic(), Window(seen), Signals()
     stages, world = Stages(fabric.device), fabric.world_size
@@ -199,7 +203,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                                 processors=max(1, processors() // world))
                     if said := adviser.look(pace):
                         console.print(f"  {said}", soft_wrap=True, highlight=False)
-                    window.close(seen, loader.waited), meter.close(seen // world)  # the time of a trial is not training speed
+                    start_measuring()  # a trial is no training
             if int(budget.progress(seen) / probe_every) > int(progress / probe_every):
                 found = probe(method.backbone)
                 method.train()
@@ -207,7 +211,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 if (score := found.get("knn_accuracy", float("-inf"))) > best:
                     best = score
                     checkpoint.save(folder / "checkpoints", snapshot(), seen, best=True)
-                window.close(seen, loader.waited), meter.close(seen // world)  # nor is that of a probe
+                start_measuring()  # nor is a probe
             if time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
                 checkpoint.save(folder / "checkpoints", snapshot(), seen)
                 saved_at = time.monotonic()
