@@ -91,7 +91,7 @@ def main_ok(capsys, *arguments) -> str:
     return out
 
 
-@pytest.mark.parametrize(("name", "scheme"), [*((name, "none") for name in base.names()), ("mae", "daily-1")])
+@pytest.mark.parametrize(("name", "scheme"), [*((name, "constant") for name in base.names()), ("mae", "daily-1")])
 @pytest.mark.parametrize("stop_at", [3, 8])
 def test_an_interrupted_run_goes_on_bit_for_bit(name, scheme, stop_at, textures, tmp_path, monkeypatch):
     """600 images in batches of 64: 9 batches an epoch, so the run of 12 steps crosses into a second one.
@@ -246,9 +246,11 @@ def test_the_flags_are_frozen():
     assert list(inspect.signature(cli.pretrain).parameters) == [
         "data", "method", "encoder", "image_size", "epochs", "images", "minutes", "batch_size", "val", "label", "group",
         "channels", "max_bad", "out", "recipe", "set", "seed", "compile", "devices", "init", "init_partial", "save_minutes",
-        "resume", "skip_failure", "force", "pictures"]
+        "on_collapse", "resume", "skip_failure", "force", "pictures"]
     assert list(inspect.signature(cli.plan).parameters) == [
         "data", "hours", "method", "encoder", "image_size", "batch_size", "devices", "recipe", "set"]
+    assert list(inspect.signature(cli.pack).parameters) == [
+        "data", "out", "short_side", "encoding", "quality", "workers", "label", "group", "max_bad", "verify"]
 
 
 def test_plan_says_what_a_run_would_take_and_writes_nothing(textures, tmp_path, capsys, monkeypatch):

@@ -9,10 +9,10 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .verbs import Plan, Run, demo, embed, evaluate, export, load, plan, pretrain
+    from .verbs import Plan, Run, demo, embed, evaluate, explain, export, load, pack, plan, pretrain
 
 __version__ = importlib.metadata.version("daybreak")
-__all__ = ["Plan", "Run", "demo", "embed", "evaluate", "export", "load", "plan", "pretrain"]
+__all__ = ["Plan", "Run", "demo", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,5 +20,7 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from . import verbs
 
-        return getattr(verbs, name)
+        # Kept, because the rooms that verbs imports (evaluate, explain, export) have taken the names of these verbs.
+        globals().update({verb: getattr(verbs, verb) for verb in __all__})
+        return globals()[name]
     raise AttributeError(f"module 'daybreak' has no attribute '{name}'")

@@ -17,6 +17,14 @@ Data = Annotated[str, typer.Argument(help="folder, zip, tar, CSV or Parquet list
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="the folder of a run")]
 
 
+def leave(run: Any) -> None:
+    """Exit with 143 or 130 after an interruption, with 1 after a stop by an alarm."""
+    if run.interrupted is not None:
+        raise typer.Exit(128 + run.interrupted)
+    if run.stopped is not None:
+        raise typer.Exit(1)
+
+
 @app.command()
 def pretrain(
     data: Annotated[str | None, typer.Argument(help="folder, zip, tar, list, table or saved data set; labels optional")] = None,
@@ -41,6 +49,7 @@ def pretrain(
     init: Annotated[str | None, typer.Option(help="start from the weights of a run, a file or timm:NAME; default random")] = None,
     init_partial: Annotated[bool | None, typer.Option("--init-partial", help="take what fits of them; default all or none")] = None,
     save_minutes: Annotated[float | None, typer.Option(help="minutes between two checkpoints; default 10")] = None,
+    on_collapse: Annotated[str | None, typer.Option(help="warn or stop; default warn, then stop after a tenth of the run")] = None,
     resume: Annotated[Path | None, typer.Option(help="go on with this run")] = None,
     skip_failure: Annotated[bool, typer.Option("--skip-failure", help="resume past the batch whose loss was not finite")] = False,
     force: Annotated[bool, typer.Option("--force", help="override a refusal: changed settings or data, a run in --out")] = False,
@@ -52,10 +61,9 @@ def pretrain(
     run = verbs.pretrain(data, method=method, encoder=encoder, image_size=image_size, epochs=epochs, images=images,
                          minutes=minutes, batch_size=batch_size, val=val, label=label, group=group, channels=channels,
                          max_bad=max_bad, out=out, recipe=recipe, overrides=set or (), seed=seed, compile=compile,
-                         devices=devices, init=init, init_partial=init_partial, save_minutes=save_minutes, resume=resume,
-                         skip_failure=skip_failure, force=force, pictures=pictures)
-    if run.interrupted is not None:
-        raise typer.Exit(128 + run.interrupted)
+                         devices=devices, init=init, init_partial=init_partial, save_minutes=save_minutes,
+                         on_collapse=on_collapse, resume=resume, skip_failure=skip_failure, force=force, pictures=pictures)
+    leave(run)
 
 
 @app.command()
@@ -84,9 +92,7 @@ def demo(out: Annotated[Path | None, typer.Option(help="run folder; default runs
     """Pretrain on 8,060 animal silhouettes that come with the package, in under five minutes on two cores."""
     from . import verbs
 
-    run = verbs.demo(out=out, minutes=minutes, seed=seed)
-    if run.interrupted is not None:
-        raise typer.Exit(128 + run.interrupted)
+    leave(verbs.demo(out=out, minutes=minutes, seed=seed))
 
 
 @app.command()
@@ -107,6 +113,38 @@ def embed(run: RunFolder, data: Data, out: Annotated[Path, typer.Option(help="Pa
     from . import verbs
 
     verbs.embed(run, data, out=out)
+
+
+@app.command()
+def explain(run: RunFolder, images: Annotated[str, typer.Argument(help="as DATA of pretrain")],
+            out: Annotated[Path, typer.Option(help="folder of explain.html")],
+            count: Annotated[int, typer.Option(help="images to explain, evenly spaced")] = 12,
+            label: Annotated[str | None, typer.Option(help="label column; default the first")] = None) -> None:
+    """Show what the backbone looks at in some images, in one HTML file."""
+    from . import verbs
+
+    verbs.explain(run, images, out=out, count=count, label=label)
+
+
+@app.command()
+def pack(
+    data: Annotated[str | None, typer.Argument(help="folder, zip, tar, list, table or saved data set")] = None,
+    out: Annotated[Path | None, typer.Argument(help="folder to write, or to go on with")] = None,
+    short_side: Annotated[str, typer.Option(help="pixels; images with a larger shorter side are shrunk to it; or keep")] = "256",
+    encoding: Annotated[str, typer.Option(help="auto, jpeg, raw or lossless")] = "auto",
+    quality: Annotated[int, typer.Option(help="of JPEG, 1 to 100")] = 90,
+    workers: Annotated[int | None, typer.Option(help="threads; default one for each processor")] = None,
+    label: Annotated[str | None, typer.Option(help="label column in use; default the first")] = None,
+    group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
+    max_bad: Annotated[float, typer.Option(help="share of unreadable images that stops it")] = 0.05,
+    verify: Annotated[Path | None, typer.Option(help="read this pack again and name what is damaged")] = None,
+) -> None:
+    """Pack images into shards that train faster and that `datasets` opens too."""
+    from . import verbs
+
+    encodings: Any = encoding  # which there are is for the verb to say
+    verbs.pack(data, out, short_side=short_side, encoding=encodings, quality=quality, workers=workers, label=label, group=group,
+               max_bad=max_bad, verify=verify)
 
 
 @app.command()

@@ -92,7 +92,7 @@ class Training:
     clip: Positive | None = None  # largest norm of a gradient
     clip_mode: Literal["global", "per-tensor"] = "global"
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
-    scheme: Literal["none", "daily-1", "daily-2", "daily-3", "daily-4", "daily-5", "daily-6"] = "none"  # stages; see train/stages
+    scheme: Literal["constant", "daily-1", "daily-2", "daily-3", "daily-4", "daily-5", "daily-6"] = "constant"  # of stages
     accumulate: Count = 1  # micro-batches a step
     devices: Count = 1  # processes, one a device, that share each batch
     compile: bool = False
@@ -108,6 +108,8 @@ class WatchConfig:
     probes: Annotated[int, Range(0)] = 10  # times in a run that health and online accuracy are measured
     probe_bank: Count = 2000  # images in the bank of the online kNN and of the health measures
     probe_queries: Count = 500
+    linear: bool = False  # a linear classifier at each probe too, which takes longer than all else in it
+    on_collapse: Literal["warn-then-stop", "warn", "stop"] = "warn-then-stop"  # what an alarm of ``train/watch.py`` does
     save_minutes: Positive = 10.0  # between two checkpoints; 0 saves after each step
 
 

@@ -6,7 +6,7 @@ import platform
 
 REQUIRED = ("torch", "torchvision", "timm", "lightning", "numpy", "opencv-python-headless", "pillow", "pyarrow",
             "scikit-learn", "typer", "rich", "safetensors", "tensorboard", "jinja2")
-OPTIONAL = {"onnx": "ONNX export", "onnxscript": "ONNX export", "onnxruntime": "ONNX export"}
+OPTIONAL = {"pydicom": "DICOM files", "onnx": "ONNX export", "onnxscript": "ONNX export", "onnxruntime": "ONNX export"}
 
 
 def version(package: str) -> str | None:
@@ -34,8 +34,9 @@ def examine() -> list[str]:
                  f"{'computes in bf16' if torch.cpu.get_capabilities().get('avx512_bf16') else 'fp32'}")
     if missing:
         lines.append(f"missing: {', '.join(missing)}. Fix: pip install {' '.join(missing)}")
-    if any(version(p) is None for p in OPTIONAL):
-        lines.append('for ONNX export: pip install "daybreak[onnx]"')
+    for use, extra in (("DICOM files", "dicom"), ("ONNX export", "onnx")):
+        if any(version(p) is None for p, for_what in OPTIONAL.items() if for_what == use):
+            lines.append(f'for {use}: pip install "daybreak[{extra}]"')
     if not missing:
         lines.append("all that is needed is here.")
     return lines

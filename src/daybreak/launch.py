@@ -50,11 +50,10 @@ def world_here() -> World | None:
 
 
 def check_devices(devices: int, device: str) -> None:
-    """Refuse more devices than there are."""
-    here = {"cuda": torch.cuda.device_count(), "cpu": default_threads()}.get(device, 1)
+    """Refuse more devices than there are; processes on a CPU are as many as one likes."""
+    here = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device, devices)
     if devices > here:
-        what = {"cuda": "GPUs", "cpu": "cores"}.get(device, f"{device} devices")
-        raise Refused(f"--devices {devices}: this machine has {here} {what}; use --devices {here} or fewer.")
+        raise Refused(f"--devices {devices}: there are {here} {device} devices here; use --devices {here} or fewer.")
 
 
 def spawn(arguments: Sequence[str], devices: int) -> int | None:

@@ -27,6 +27,7 @@ from .methods.base import Method, Picture, Step
 from .report.html import Looks, write_report
 from .runs import defaults_of, make_encoder
 from .train.loop import Outcome, on_device
+from .train.timing import Spans
 
 PIXEL_SIDE = 32  # raw pixels are compared at most at this size; more of them only costs time
 
@@ -38,7 +39,8 @@ class Run:
     folder: Path
     results: list[Result]
     notes: list[str]
-    interrupted: int | None = None
+    interrupted: int | None = None  # the signal that ended it
+    stopped: str | None = None  # the alarm that ended it
 
     @property
     def report(self) -> Path:
@@ -61,6 +63,8 @@ def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcom
     if split.seen and split.bank.labels is not None:
         notes.append("Without --val or a split, a fixed tenth of the images (by hash of their keys) are the queries; "
                      "pretraining saw them, unlabelled.")
+    if outcome.stopped:
+        notes.append(f"The run was stopped after {outcome.images_seen:,} images: {outcome.stopped}")
     if outcome.bad_images:
         notes.append(f"{outcome.bad_images} images could not be read while training and were replaced by others.")
     (folder / "results.json").write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
@@ -73,7 +77,7 @@ def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcom
                   "for images")
     console.print(f"backbone: {folder / 'backbone'}", soft_wrap=True)
     console.print(f"report: {report}", soft_wrap=True)
-    return Run(folder, results, notes)
+    return Run(folder, results, notes, stopped=outcome.stopped)
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -153,7 +157,7 @@ def draw(method: Method, config: RunConfig, images: Images, fabric: Fabric, coun
     with contextlib.closing(loader), torch.no_grad():
         raw = next(loader)
         random = Random(config.seed, raw.epoch, raw.index)
-        batch = on_device(raw, expand(method.views), random, few, fabric.device)
+        batch = on_device(raw, expand(method.views), random, few, Spans(fabric.device))
         return method.eval().picture(batch, Step(1.0, 0, replace(random, index=batch.index)))
 
 
@@ -171,8 +175,10 @@ def make_probe(split: Split, config: RunConfig, fabric: Fabric):
         found = {"rankme": rankme(z), "spread": spread(z)}
         if bank.labels is not None and bank.labels.kind == "class":
             results, _ = evaluate_features(z, bank.labels, features(backbone, queries, **common), queries.labels,
-                                           protocols=("knn-v1",))
-            found.update(("knn_accuracy", r.value) for r in results if r.metric == "accuracy")
+                                           protocols=("knn-v1", "linear-v1") if watch.linear else ("knn-v1",))
+            for r in results:
+                if r.metric == "accuracy":
+                    found |= {f"{r.protocol}_accuracy": r.value, f"{r.protocol}_error": r.error or 0.0}
         return found
 
     return probe

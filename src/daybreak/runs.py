@@ -12,6 +12,7 @@ from rich.console import Console
 
 from .config import RunConfig, Tree, difference, fill, from_tree, merge, parse_override, read_toml, recipe_tree, to_tree
 from .data.images import Images, Split, open_images, split_images
+from .data.photometric import without_colour
 from .errors import Refused
 from .launch import check_devices
 from .methods.base import Method, find
@@ -41,7 +42,8 @@ def settings_tree(*, method: str | None, recipe: str | Path | None, overrides: S
               "data": ("data", "path"), "val": ("data", "val"), "label": ("data", "label"), "group": ("data", "group"),
               "channels": ("data", "channels"), "max_bad": ("data", "max_bad"), "threads": ("data", "threads"),
               "compile": ("training", "compile"), "devices": ("training", "devices"), "init": ("encoder", "init"),
-              "init_partial": ("encoder", "init_partial"), "save_minutes": ("watch", "save_minutes")}
+              "init_partial": ("encoder", "init_partial"), "save_minutes": ("watch", "save_minutes"),
+              "on_collapse": ("watch", "on_collapse")}
     tree = read_toml(recipe) if recipe else {}
     given = {k: v for k, v in flags.items() if v is not None}
     if {"epochs", "images", "minutes"} & set(given):  # a budget on the command line replaces the recipe's
@@ -71,7 +73,10 @@ def resolve(console: Console, device: str, tree: Tree) -> tuple[Images, Split, R
     config, choices = choose(cls, tree, split.train, device)
     check_devices(config.training.devices, device)
     say_plan(console, config, choices, device)
-    return images, split, config, make_method(config, split.train.channels, console)
+    made = make_method(config, split.train.channels, console)
+    if said := without_colour(made.views, split.train.channels):
+        console.print(f"  {said}", soft_wrap=True, highlight=False)
+    return images, split, config, made
 
 
 def make_encoder(config: RunConfig, cls: type[Method], channels: int) -> Encoder:

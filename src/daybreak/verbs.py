@@ -1,12 +1,11 @@
-"""The verbs of the command line as functions: pretrain, plan, evaluate, embed, export, load, demo."""
+"""The verbs of the command line as functions: those that make something here, those that look at it in ``looking``."""
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
@@ -15,13 +14,14 @@ from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 
 from .config import RunConfig, recipe_tree, to_tree, write_config
-from .data.images import Split, open_images, split_images
-from .errors import Refused
-from .evaluate.features import features
-from .evaluate.protocols import DEFAULT, Result, evaluate_features
-from .export.backbone import load
-from .export.formats import export as export_backbone
+from .data.encode import PackSettings
+from .data.images import Split
+from .data.pack import write_pack
+from .data.sources import open_source, printable
+from .data.store import verify_pack
+from .errors import Failed, Refused
 from .launch import World, spawn, world_here
+from .looking import embed, evaluate, explain, export, load
 from .methods.base import Method, find, names
 from .review import Run, finish, make_probe, read_results
 from .runs import (
@@ -40,8 +40,9 @@ from .train.checkpoint import every
 from .train.forecast import Forecast
 from .train.loop import train
 from .train.plan import make_budget
+from .train.progress import Bar
 
-__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "export", "load", "plan", "pretrain"]
+__all__ = ["Plan", "Run", "demo", "describe_methods", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain"]
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
              init: str | Path | None = None, init_partial: bool | None = None,
              out: str | Path | None = None, recipe: str | Path | None = None,
              overrides: Sequence[str] | Mapping[str, Any] = (), seed: int | None = None,
-             save_minutes: float | None = None, resume: str | Path | None = None, skip_failure: bool = False,
-             force: bool = False, pictures: bool = True, console: Console | None = None) -> Run:
+             save_minutes: float | None = None, on_collapse: str | None = None, resume: str | Path | None = None,
+             skip_failure: bool = False, force: bool = False, pictures: bool = True, console: Console | None = None) -> Run:
     """Pretrain a backbone on a set of images, evaluate it, write its report and its weights.
 
     Args:
@@ -73,6 +74,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         init: start from the weights of a run, of a file or of ``timm:NAME``; ``init_partial`` takes what fits of them.
         overrides: ``["method.mask_ratio=0.7"]`` or a nested mapping.
         save_minutes: between two checkpoints; 10 by default.
+        on_collapse: "warn" or "stop"; by default a warning, and a stop if it stands for a tenth of the budget.
         resume: the folder of an interrupted run. Settings given with it must be those it was made with.
         skip_failure: go on past the batch whose loss was not finite.
         force: go on with other settings or other data, or move a run that stands in ``out`` aside; it is said which.
@@ -99,7 +101,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         method=method, recipe=recipe, overrides=overrides, data=absolute(data), encoder=encoder, image_size=image_size,
         epochs=epochs, images=images, minutes=minutes, batch_size=batch_size, val=absolute(val), label=label, group=group,
         channels=channels, max_bad=max_bad, threads=threads, compile=compile, devices=devices, init=init,
-        init_partial=init_partial, seed=seed, save_minutes=save_minutes)
+        init_partial=init_partial, seed=seed, save_minutes=save_minutes, on_collapse=on_collapse)
     if resume is not None:
         if out is not None:
             raise Refused(f"--resume {resume} goes on in that folder; leave out --out {out}.")
@@ -153,12 +155,21 @@ def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: 
         return Run(folder, [], [], outcome.interrupted)
     if not fabric.is_global_zero:
         return Run(folder, [], [])
-    return finish(method, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+    run = finish(method, config, split, folder, outcome, fabric, pictures=pictures, console=console)
+    if outcome.stopped:
+        console.print(f"stopped after {outcome.images_seen:,} images: {outcome.stopped} To go on all the same: "
+                      f"daybreak pretrain --resume {folder} --on-collapse warn", soft_wrap=True, highlight=False)
+    return run
 
 
 def absolute(path: str | Path | None) -> str | None:
     """The whole path, so that a run finds its data again from any folder."""
-    return None if path is None else str(Path(path).absolute())
+    if path is None:
+        return None
+    whole = str(Path(path).absolute())
+    if whole != printable(whole):
+        raise Refused(f"{printable(whole)}: the name is not UTF-8, and a run could not note it; rename it, or give a link to it.")
+    return whole
 
 
 def make_fabric(device: str, precision: str, world: World | None = None) -> Fabric:
@@ -198,73 +209,61 @@ def plan(data: str | Path, *, hours: float | None = None, method: str | None = N
     return Plan(config, found)
 
 
-def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
-             label: str | None = None, seed: int = 0, console: Console | None = None) -> list[Result]:
-    """Measure the backbone of a run on labelled images and print the table.
+def pack(data: str | Path | None = None, out: str | Path | None = None, *, short_side: int | str = 256,
+         encoding: Literal["auto", "jpeg", "raw", "lossless"] = "auto", quality: int = 90, workers: int | None = None,
+         label: str | None = None, group: str | None = None, max_bad: float = 0.05, verify: str | Path | None = None,
+         console: Console | None = None) -> Path:
+    """Pack images into Arrow shards that train faster and that ``datasets.load_from_disk`` opens; or verify a pack.
 
     Args:
-        run: folder of a run or of a backbone.
-        train: images of the bank, which linear-v1 also trains on. test: the queries.
-        protocols: names; None takes knn-v1 and linear-v1.
+        data: folder, archive, list, table or saved data set. out: the folder to write, or to go on with.
+        short_side: pixels; images whose shorter side is larger are shrunk to it. "keep" shrinks none.
+        encoding: "auto" (JPEG; raw pixels up to 64 x 64; PNG for 16-bit grey or transparency), "jpeg", "raw", "lossless".
+        quality: of JPEG, 1 to 100.
+        workers: threads; None takes one for each processor.
+        verify: a pack to read again and check; nothing else may be given with it.
+
+    Returns:
+        The folder of the pack.
 
     Raises:
-        Refused: unknown protocol, images without labels, classes that differ.
+        Refused: bad input, or a folder that holds another pack. Failed: it can't be written, or is damaged.
+
+    Example:
+        >>> import daybreak
+        >>> daybreak.pack("photos/", "packed/", short_side=256)  # doctest: +SKIP
+        >>> run = daybreak.pretrain("packed/")  # doctest: +SKIP
     """
     console = console or Console()
-    backbone, device = load(run), device_name()
-    backbone.encoder.to(device)
-    known: dict[str, Any] = dict(label=label, channels=backbone.channels)
-    first, second = open_images(train, **known), open_images(test, **known)
-    split = split_images(first, second)
-    split = replace(split, bank=first, train=first)
-    common: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
-    vectors = [features(backbone.encoder, images, **common) for images in (split.bank, split.queries)]
-    results, skipped = evaluate_features(
-        vectors[0], split.bank.labels, vectors[1], split.queries.labels, protocols=tuple(protocols or DEFAULT),
-        data=first.fingerprint, seed=seed, bank_groups=split.bank.groups, query_groups=split.queries.groups)
-    for left in skipped:
-        console.print(f"note: {left}")
-    if not results:
-        raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
-    for r in results:
-        error = f" ± {r.error:.1%}" if r.error is not None else ""
-        console.print(f"  {r.protocol}-{r.version} {r.metric}: {r.value:.1%}{error}")
-    return results
-
-
-def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,
-          console: Console | None = None) -> Path:
-    """Write a Parquet file with key, label and group (where there are any) and vector of every readable image."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    console = console or Console()
-    backbone, device, out = load(run), device_name(), Path(out)
-    backbone.encoder.to(device)
-    images = open_images(data, label=label, group=group, channels=backbone.channels)
-    console.print(f"data: {images.sentence()}", soft_wrap=True)
-    vectors = features(backbone.encoder, images, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
-    columns: dict[str, Any] = {"key": images.keys}
-    if images.labels is not None:
-        values = images.labels.values
-        columns["label"] = ([images.labels.classes[v] if v >= 0 else None for v in values] if images.labels.kind == "class"
-                            else values.tolist())
-    if images.groups is not None:
-        columns["group"] = images.groups
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.part")
-    pq.write_table(pa.table(columns), beside)
-    os.replace(beside, out)
-    console.print(f"{len(images):,} vectors of width {vectors.shape[1]}: {out}", soft_wrap=True)
+    if verify is not None:
+        if data is not None or out is not None:
+            raise Refused(f"--verify {verify} reads a pack and writes none; leave {data or out} out.")
+        with Bar(console, title="verifying") as bar:
+            damaged = verify_pack(Path(verify), lambda done, total: bar.count(done / 1e6, total / 1e6, "MB"))
+        for sentence in damaged:
+            console.print(f"damaged: {sentence}", soft_wrap=True, highlight=False)
+        if damaged:
+            raise Failed(f"{verify}: {len(damaged)} of its shards damaged; remove these, and the daybreak pack command that "
+                         "wrote them packs them again.")
+        console.print(f"{verify}: all shards are whole", soft_wrap=True)
+        return Path(verify)
+    if data is None or out is None:
+        raise Refused("two names are needed: the images and the folder to write, as in: daybreak pack DATA OUT.")
+    if short_side != "keep" and not str(short_side).isdecimal():
+        raise Refused(f"--short-side {short_side}; expected pixels, 1 or more, or keep.")
+    settings = PackSettings(short_side=None if short_side == "keep" else int(short_side), encoding=encoding, quality=quality)
+    source, out = open_source(data, label=label, group=group), Path(out)
+    try:
+        with Bar(console, title="packing") as bar:
+            packed = write_pack(source, out, settings, max_bad=max_bad, workers=workers,
+                                progress=lambda done, total: bar.count(done, total, "images"))
+    except KeyboardInterrupt:
+        raise Failed(f"{out}: interrupted; the shards that are whole stay, and the same command goes on.") from None
+    console.print(f"packed: {packed.sentence}", soft_wrap=True)
+    if packed.left_out:
+        console.print(f"left out: {packed.left_out:,} unreadable images, named in {out / 'bad.csv'}", soft_wrap=True)
+    console.print(f"{packed.bytes / 1e9:.2f} GB in {packed.shards:,} shards: {out}", soft_wrap=True)
     return out
-
-
-def export(run: str | Path, *, to: str, out: str | Path, console: Console | None = None) -> Path:
-    """Write the backbone of a run as ``timm``, ``safetensors`` or ``onnx``; returns what was written."""
-    path = export_backbone(run, to, out)
-    (console or Console()).print(f"{to}: {path}", soft_wrap=True)
-    return path
 
 
 def demo(*, out: str | Path | None = None, minutes: float | None = None, seed: int = 0,

@@ -49,6 +49,22 @@ def test_no_group_stands_on_both_sides(tmp_path):
     assert set(split.queries.groups) and not set(split.queries.groups) & set(split.bank.groups)
 
 
+def test_groups_on_both_sides_of_given_splits_are_refused(tmp_path):
+    write(tmp_path, [f"{i}.png" for i in range(8)])
+    rows = [f"{i}.png,{'ab'[i % 2]},p{i // 2},{'train' if i < 4 else 'val'}" for i in range(8)]
+    (tmp_path / "list.csv").write_text("path,label,patient,split\n" + "\n".join(rows) + "\n")
+    split = split_images(open_images(tmp_path / "list.csv", group="patient"))
+    assert split.bank.groups == ["p0", "p0", "p1", "p1"] and split.queries.groups == ["p2", "p2", "p3", "p3"]
+    rows[4] = rows[4].replace("p2", "p1")
+    (tmp_path / "list.csv").write_text("path,label,patient,split\n" + "\n".join(rows) + "\n")
+    images = open_images(tmp_path / "list.csv", group="patient")
+    with pytest.raises(Refused, match="1 of its groups, such as p1, stand both"):
+        split_images(images)
+    with pytest.raises(Refused, match="1 of its groups, such as p1, stand both"):
+        split_images(images, images.subset([4, 5, 6, 7]))
+    assert not split_images(open_images(tmp_path / "list.csv")).seen  # nobody asked for groups
+
+
 @pytest.mark.parametrize("count, groups", [(1, 1), (2, 2), (3, 3), (12, 1), (12, 2)])
 def test_small_sets_have_two_sides(tmp_path, count, groups):
     split = split_images(open_images(listed(tmp_path, count, groups)))

@@ -2,6 +2,11 @@
 
 import contextlib
 import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
 import time
 
 import numpy as np
@@ -9,13 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
-from daybreak.data.images import open_images
-from daybreak.data.loader import Loader, evaluation_batches
+from daybreak.data.images import Images, open_images
+from daybreak.data.loader import Job, Loader, Times, evaluation_batches, place
 from daybreak.data.philox import permutation
 from daybreak.data.views import View, draw_boxes, fractions
 from daybreak.errors import Failed, Refused
 
 VIEWS = [View(size=(16, 24)), View(size=8, scale=(0.05, 0.3), count=2)]
+SETS = {
+    "plain": VIEWS,
+    "reduced": [View(size=8, scale=(0.6, 1)), View(size=(4, 6), scale=(0.3, 0.6), count=2)],
+    "multi-crop": [View(size=24, scale=(0.25, 1), count=2), View(size=10, scale=(0.05, 0.25), count=8)],
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +68,19 @@ def base(images):
     return take(images, 15)[0]  # two and a half epochs of 6 batches
 
 
+@pytest.fixture(scope="module", params=list(SETS))
+def views_and_base(images, request):
+    return SETS[request.param], take(images, 15, views=SETS[request.param])[0]
+
+
+@pytest.fixture
+def reductions(monkeypatch):
+    """At which fraction each image is decoded, in the order of the decodes."""
+    found, pixels = [], Images.pixels
+    monkeypatch.setattr(Images, "pixels", lambda self, data, reduce=1: found.append(reduce) or pixels(self, data, reduce))
+    return found
+
+
 def test_shapes_and_kinds(base, images):
     wide, small, third, boxes, flips, index, sizes, labels, epoch = base[0]
     assert wide.shape == (8, 3, 16, 24) and small.shape == third.shape == (8, 3, 8, 8) and wide.dtype == torch.uint8
@@ -67,26 +90,37 @@ def test_shapes_and_kinds(base, images):
     assert 0 < flips.float().mean() < 1 and not torch.equal(small, third)
 
 
+def test_the_sets_of_views_ask_for_what_they_are_named_after(images, reductions):
+    for name, wanted in [("plain", {1}), ("reduced", {1, 2, 4}), ("multi-crop", {1})]:
+        reductions.clear()
+        take(images, 6, views=SETS[name])
+        assert set(reductions) >= wanted and 48 <= len(reductions) <= 64, name  # each image once, and 2 batches ahead
+        assert name != "reduced" or np.count_nonzero(np.array(reductions) > 1) >= 10
+
+
 @pytest.mark.parametrize("threads", [1, 8])
 @pytest.mark.parametrize("ahead", [1, 3])
-def test_threads_and_batches_ahead_change_no_bit(base, images, threads, ahead):
-    assert same(take(images, 15, threads=threads, ahead=ahead)[0], base)
+def test_threads_and_batches_ahead_change_no_bit(views_and_base, images, threads, ahead):
+    views, base = views_and_base
+    assert same(take(images, 15, views=views, threads=threads, ahead=ahead)[0], base)
 
 
-def test_four_ranks_make_the_batches_of_one(base, images):
-    ranks = [take(images, 15, batch_size=2, rank=rank, world=4)[0] for rank in range(4)]
+def test_four_ranks_make_the_batches_of_one(views_and_base, images):
+    views, base = views_and_base
+    ranks = [take(images, 15, views=views, batch_size=2, rank=rank, world=4)[0] for rank in range(4)]
     for step, whole in enumerate(base):
         parts = [ranks[rank][step] for rank in range(4)]
         for number, tensor in enumerate(whole[:-1]):
-            axis = 1 if number in (3, 4) else 0  # boxes and flips have views first
+            axis = 1 if number in (len(whole) - 6, len(whole) - 5) else 0  # boxes and flips have views first
             assert torch.equal(torch.cat([part[number] for part in parts], axis), tensor)
 
 
-@pytest.mark.parametrize("after", range(0, 14))
-def test_a_restart_at_any_batch_goes_on_with_the_same_bits(base, images, after):
-    _, state = take(images, after) if after else ([], None)
-    assert state is None or state == {"epoch": after // 6, "position": after % 6}
-    assert same(take(images, 2, state)[0], base[after : after + 2][:2]) or after == 14
+@pytest.mark.parametrize("after", range(14))
+def test_a_restart_at_any_batch_goes_on_with_the_same_bits(views_and_base, images, after):
+    views, base = views_and_base
+    _, state = take(images, after, views=views)
+    assert state == {"epoch": after // 6, "position": after % 6}
+    assert same(take(images, 2, state, views=views, threads=1)[0], base[after : after + 2])
 
 
 def test_each_epoch_has_each_image_at_most_once_in_another_order(base, images):
@@ -129,15 +163,13 @@ def shrunk(image, height, width):
     return np.einsum("yh,hwc,xw->yxc", shares(image.shape[0], height), image, shares(image.shape[1], width))
 
 
-def test_a_reduced_decode_hardly_changes_the_view(folder, images, monkeypatch):
+def test_a_reduced_decode_hardly_changes_the_view(images, reductions, monkeypatch):
     whole = View(size=8, resize="whole", flip=0)
-    reductions = []
-    decode = type(images).decode
-    monkeypatch.setattr(type(images), "decode", lambda self, i, reduce=1: reductions.append(reduce) or decode(self, i, reduce))
     quick = take(images, 1, views=[whole])[0][0][0].float()
-    monkeypatch.setattr(type(images), "decode", lambda self, i, reduce=1: decode(self, i))
+    pixels = Images.pixels
+    monkeypatch.setattr(Images, "pixels", lambda self, data, reduce=1: pixels(self, data))
     full = take(images, 1, views=[whole])[0][0][0].float()
-    assert set(reductions) >= {2, 4} and 0 < (quick - full).abs().mean() < 2
+    assert set(reductions) >= {1, 2, 4} and 0 < (quick - full).abs().mean() < 2
 
 
 def test_labels_may_be_left_out(images):
@@ -165,6 +197,20 @@ def test_views_can_change_at_any_batch(base, images):
         assert torch.equal(larger.boxes, base[1][3])
         loader.set_views(VIEWS)
         assert same([copy(next(loader))], base[2:3])
+
+
+@pytest.mark.parametrize("at", [1, 5, 6, 7])
+def test_a_change_of_views_falls_on_the_same_batch_after_a_restart(images, at):
+    """A stage begins at batch ``at``, the last of an epoch among them, and the run is interrupted there or one later."""
+    larger = [view.scaled(1.5) for view in VIEWS]
+    with contextlib.closing(Loader(images, VIEWS, 8, seed=3, threads=8)) as loader:
+        whole = [copy(next(loader)) for _ in range(at)]
+        loader.set_views(larger)
+        whole += [copy(next(loader)) for _ in range(3)]
+    assert same(whole, take(images, at)[0] + take(images, at + 3, views=larger)[0][at:])
+    for stop in (at, at + 1):
+        state = {"epoch": stop // 6, "position": stop % 6}
+        assert same(take(images, 2, state, views=larger, threads=1)[0], whole[stop : stop + 2])
 
 
 def test_a_bad_image_is_replaced_by_the_next_and_counted(folder, tmp_path):
@@ -201,9 +247,13 @@ def test_a_batch_larger_than_the_data_is_refused(images):
         Loader(images, VIEWS, 26, seed=0, rank=1, world=4)
 
 
+def slow(monkeypatch, seconds):
+    pixels = Images.pixels
+    monkeypatch.setattr(Images, "pixels", lambda self, data, reduce=1: time.sleep(seconds) or pixels(self, data, reduce))
+
+
 def test_waiting_is_counted(images, monkeypatch):
-    decode = type(images).decode
-    monkeypatch.setattr(type(images), "decode", lambda self, i, reduce=1: time.sleep(0.005) or decode(self, i, reduce))
+    slow(monkeypatch, 0.005)
     with contextlib.closing(Loader(images, VIEWS, 8, seed=0, threads=1)) as loader:
         next(loader)
         assert 0.03 < loader.waited < 5
@@ -211,6 +261,31 @@ def test_waiting_is_counted(images, monkeypatch):
         before = loader.waited
         next(loader)
         assert loader.waited - before < 0.03
+
+
+def test_times_are_those_of_the_stages(images, monkeypatch):
+    """A reader, a decoder and a resize of known delay, and a clock that only they move."""
+    now = [0.0]
+
+    def delayed(function, seconds):
+        def run(*arguments, **options):
+            now[0] += seconds
+            return function(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(Images, "read", delayed(Images.read, 0.25))
+    monkeypatch.setattr(Images, "pixels", delayed(Images.pixels, 2.0))
+    monkeypatch.setattr("daybreak.data.loader.place", delayed(place, 0.5))
+    with contextlib.closing(Loader(images, VIEWS, 8, seed=0, threads=1, clock=lambda: now[0])) as loader:
+        assert loader.times == Times()
+        for _ in range(3):
+            next(loader)
+    times = loader.times
+    assert 24 <= times.images <= 40
+    assert times[1:4] == (0.25 * times.images, 2.0 * times.images, 3 * 0.5 * times.images)
+    assert 0 < times.processor < 60
+    assert times.minus(times) == Times() and times.plus(Times()) == times
 
 
 def test_sixteen_bit_images_stay_sixteen_bit(tmp_path):
@@ -247,8 +322,67 @@ def test_evaluation_warns_of_an_image_that_went_bad(folder, tmp_path):
     assert (found[1] == 9).all() and found[0].float().std() > 0
 
 
-def test_real_images_load(shared):
+def loader_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
+
+
+def test_closing_waits_for_the_images_in_hand_alone(images, monkeypatch):
+    slow(monkeypatch, 0.1)
+    loader = Loader(images, VIEWS, 48, seed=0, threads=2)  # a batch takes 2.4 seconds
+    loader._fill()
+    time.sleep(0.05)
+    start = time.perf_counter()
+    loader.close()
+    assert time.perf_counter() - start < 1.5 and not loader_threads()
+
+
+def test_an_interrupt_loses_no_batch(base, images, monkeypatch):
+    with contextlib.closing(Loader(images, VIEWS, 8, seed=3)) as loader:
+        next(loader)
+        wait = Job.wait
+        monkeypatch.setattr(Job, "wait", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            next(loader)
+        monkeypatch.setattr(Job, "wait", wait)
+        assert loader.state_dict() == {"epoch": 0, "position": 1}
+        assert same([copy(next(loader)) for _ in range(2)], base[1:3])
+
+
+def test_control_c_ends_a_program_at_once(folder):
+    """One that only iterates, with batches of many seconds on their way."""
+    program = textwrap.dedent(f"""
+        import contextlib, time
+        from daybreak.data.images import Images, open_images
+        from daybreak.data.loader import Loader
+        from daybreak.data.views import View
+
+        images, pixels = open_images({str(folder)!r}), Images.pixels
+        Images.pixels = lambda self, data, reduce=1: time.sleep(1) or pixels(self, data, reduce)
+        with contextlib.closing(Loader(images, [View(size=8)], 50, seed=0, threads=2)) as loader:
+            print("ready", flush=True)
+            for batch in loader:
+                pass
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=15)  # the batches on their way would take 50 seconds
+    assert process.returncode in (-signal.SIGINT, 130) and errors.count("Traceback") == 1, errors
+    assert errors.strip().endswith("KeyboardInterrupt")
+
+
+def test_multi_crop_of_real_images_keeps_every_bit(shared, reductions):
+    """2 x 224 and 8 x 96 from one decode, for 1, 2 and 8 threads, for 1 and 4 ranks, and after a restart."""
     images = open_images(shared("photos-100.zip"))
-    with contextlib.closing(Loader(images, [View(size=224), View(size=96, count=2)], 25, seed=0)) as loader:
-        batch = next(loader)
-    assert batch.images[0].float().std() > 30 and not loader.bad
+    options = dict(views=[View(size=224, scale=(0.25, 1), count=2), View(size=96, scale=(0.05, 0.25), count=8)], seed=0)
+    whole, state = take(images, 5, batch_size=20, **options)
+    assert [tuple(view.shape) for view in whole[0][:10]] == 2 * [(20, 3, 224, 224)] + 8 * [(20, 3, 96, 96)]
+    assert state == {"epoch": 1, "position": 0} and whole[0][0].float().std() > 30
+    assert 100 <= len(reductions) <= 140
+    for threads in (1, 8):
+        assert same(take(images, 2, batch_size=20, threads=threads, **options)[0], whole[:2])
+    assert same(take(images, 1, {"epoch": 0, "position": 3}, batch_size=20, **options)[0], whole[3:4])
+    ranks = [take(images, 2, batch_size=5, rank=rank, world=4, **options)[0][1] for rank in range(4)]
+    for view in range(10):
+        assert torch.equal(torch.cat([part[view] for part in ranks]), whole[1][view])

@@ -8,7 +8,7 @@ from torchvision.transforms import functional as reference
 
 from daybreak.data import photometric
 from daybreak.data.philox import Random
-from daybreak.data.photometric import augment, blur, brightness, contrast, hue, saturation, solarize
+from daybreak.data.photometric import augment, blur, brightness, contrast, hue, saturation, solarize, without_colour
 from daybreak.data.views import View
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -29,6 +29,20 @@ def make_images(batch=6, channels=3, height=20, width=30, full=255, dtype=torch.
         images[3, 0] = images[3, 2]
         images[4] = images[4].round()
     return (images * full).round().to(dtype)
+
+
+def test_what_needs_rgb_is_left_out_and_said():
+    full = View(size=8, color=(0.4, 0.4, 0.2, 0.1), gray=0.2)
+    assert without_colour([full], 3) == without_colour([View(size=8, color=(0.4, 0.4, 0, 0), blur=1.0, solarize=0.2)], 1) == ""
+    for channels, count in ((1, "1 channel"), (4, "4 channels")):
+        said = without_colour([View(size=8), full], channels)
+        assert said == f"colour augmentation off: saturation, hue, grayscale (the images have {count}, not RGB)"
+        images = make_images(channels=channels)
+        random = Random(0, 0, torch.arange(len(images)))
+        plain = View(size=8, color=(0.4, 0.4, 0, 0))
+        one, other = (augment(images, v, random, [0] * channels, [1] * channels, view_index=0) for v in (full, plain))
+        assert torch.equal(one, other)
+    assert "off: hue (" in without_colour([View(size=8, color=(0, 0, 0, 0.1))], 1)
 
 
 def one(value, batch=1):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from daybreak.data.images import open_images
 from daybreak.data.loader import evaluation_batches
 from daybreak.errors import Failed, Refused
+from daybreak.export import backbone as backbone_file
 from daybreak.export.backbone import load, write_backbone
 from daybreak.export.formats import export
 from daybreak.nn.encoder import Encoder
@@ -115,7 +116,7 @@ def test_a_failed_write_leaves_the_former_backbone(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(Failed, match="no space left"):
-        patch.setattr("daybreak.export.backbone.save_file", full)
+        patch.setattr(backbone_file, "save_file", full)
         write(make(seed=2), tmp_path / "backbone")
     with pytest.raises(TypeError):
         write(make(seed=2), tmp_path / "backbone", bad=object())

@@ -67,7 +67,7 @@ def test_three_quarters_are_hidden_and_the_encoder_never_sees_them():
 
 def test_painting_the_mean_gives_the_declared_degenerate_value():
     method = tiny_method("mae")
-    (value,) = method.degenerate().values()
+    (value,) = [v for v in method.degenerate().values() if v]
     torch.nn.init.zeros_(method.decoder.predict.weight)
     batch = noise_batch(method)
     assert float(method(batch, step_for(batch)).value) == pytest.approx(value, rel=1e-4)

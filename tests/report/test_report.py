@@ -45,6 +45,7 @@ def fill(folder, name="cat"):
     lines = [{"kind": "train", "images": 100 * i, "seconds": i, "loss": 3 / i, "waiting": 0.02, name: 0.5}
              for i in range(1, 600)]
     lines += [{"kind": "health", "images": 5000, "rankme": 12.5, "spread": 0.8, "knn_accuracy": 0.75}]
+    lines += [{"kind": "alarm", "images": 5000, "sentence": f"since image 40 {name} is wrong", "since": 40, "signs": ["loss"]}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "tra')
 
 
@@ -75,7 +76,8 @@ def test_all_text_stays_text(tmp_path):
     fill(tmp_path, EVIL)
     page = Page(write_report(tmp_path, looks=some_looks(EVIL)).read_text())
     assert "script" not in page.tags and not page.handlers
-    for where in (f"a note on {EVIL}", f"9 images of {EVIL}", f"classes {EVIL}", f"{EVIL}: {EVIL}/7"):
+    for where in (f"a note on {EVIL}", f"9 images of {EVIL}", f"classes {EVIL}", f"{EVIL}: {EVIL}/7",
+                  f"since image 40 {EVIL} is wrong"):
         assert where in page.text
     assert page.text.count(EVIL) > 60
 
@@ -99,6 +101,7 @@ def test_headline_says_where_it_stands(tmp_path):
     assert "90.0 % ± 1.0" in text
     assert ("20.0 points above the same network with random weights and 0.5 points above raw pixels, which may be "
             "chance.") in text
+    assert text.index("since image 40 cat is wrong") < text.index("Nearest neighbours")
     assert text.index("Nearest neighbours") < text.index("Notes") < text.index("Each curve")
 
 
@@ -140,3 +143,11 @@ def test_large_pictures_stay_small(tmp_path, shape):
     image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     looks = Looks(reconstructions=[{"caption": "c", "columns": list("abcd"), "rows": [[image] * 4] * 30}])
     assert write_report(tmp_path, looks=looks).stat().st_size < 5_000_000
+
+
+def test_an_alarm_is_no_curve_and_a_healthy_run_has_none(tmp_path):
+    fill(tmp_path)
+    assert "since</b>" not in write_report(tmp_path, looks=Looks()).read_text()
+    kept = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"alarm"' not in line]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(kept))
+    assert "Alarms" not in Page(write_report(tmp_path, looks=Looks()).read_text()).text

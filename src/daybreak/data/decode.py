@@ -319,7 +319,7 @@ def _opened(data: np.ndarray) -> Image.Image:
 
 
 def _said(error: Exception) -> str:
-    return str(error).strip() or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _composite(pixels: np.ndarray, background: int) -> np.ndarray:

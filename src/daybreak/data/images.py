@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import Refused
 from .decode import decode
 from .sources import Labels, Source, open_source
+from .store import stored_survey
 from .survey import Survey, key_hash, survey
 
 QUERY_SHARE = 0.1
@@ -73,7 +74,14 @@ class Images:
 
     def decode(self, i: int, reduce: int = 1) -> np.ndarray:
         """Return image ``i`` as (H, W, C) uint8 or uint16, at 1 / ``reduce`` of its size if it may be."""
-        data = self.source.read(self.indices[i])
+        return self.pixels(self.read(i), reduce)
+
+    def read(self, i: int) -> np.ndarray:
+        """Return the encoded bytes of image ``i``, (n,) uint8."""
+        return self.source.read(self.indices[i])
+
+    def pixels(self, data: np.ndarray, reduce: int = 1) -> np.ndarray:
+        """Decode bytes as ``decode`` does those of an image of the set."""
         how = {"channels": self.channels, "depth": self.depth, "background": self.background}
         return decode(data, **how, reduce=reduce)
 
@@ -108,12 +116,13 @@ def open_images(
     max_bad: float = 0.05,
     threads: int | None = None,
 ) -> Images:
-    """Open a source, survey it, and leave out what is unreadable.
+    """Open a source, survey it (a pack was, when it was made), and leave out what is unreadable.
 
     Arguments and refusals are those of ``sources.open_source`` and ``survey.survey``.
     """
     source = open_source(path, label=label, group=group)
-    found = survey(source, channels=channels, background=background, max_bad=max_bad, threads=threads)
+    known = {"channels": channels, "background": background}
+    found = stored_survey(source, **known) or survey(source, **known, max_bad=max_bad, threads=threads)
     readable = np.setdiff1d(np.arange(len(source)), list(found.bad))
     labels = None if found.labels is None else found.labels.take(readable)
     return Images(source, found, readable, background, labels)
@@ -124,9 +133,9 @@ def split_images(images: Images, val: Images | None = None) -> Split:
 
     With ``val``, those are the queries.  Otherwise the source's own splits serve: "train" is pretrained on,
     "val" (or else "test") are the queries.  Without splits all are pretrained on, and a fixed tenth by hash
-    of the key, or of the group so that none stands on both sides, are the queries.
+    of the key, or of the group so that none stands on both sides, are the queries (a single group is divided).
 
-    Raises Refused if the classes of ``val`` are all unknown, or its channels differ.
+    Raises Refused if the classes of ``val`` are all unknown, its channels differ, or a group stands on both sides.
     """
     splits = np.array(images.splits or ["train"] * len(images))
     train = images.subset(np.flatnonzero(splits == "train"))
@@ -137,13 +146,26 @@ def split_images(images: Images, val: Images | None = None) -> Split:
                 f"; set --channels {images.channels} for both."
             )
         train = train if len(train) else images
+        if not val.source.frames:  # there the files are the groups, and those of another folder may have the same names
+            _refuse_shared(train, val)
         return Split(train, train, _same_classes(val, images), seen=False)
     for name in ("val", "test"):
         if len(train) and (splits == name).any():
-            return Split(train, train, images.subset(np.flatnonzero(splits == name)), seen=False)
+            queries = images.subset(np.flatnonzero(splits == name))
+            _refuse_shared(train, queries)
+            return Split(train, train, queries, seen=False)
     is_query = _fixed_tenth(images)
     bank, queries = (images.subset(np.flatnonzero(chosen)) for chosen in (~is_query, is_query))
     return Split(images, bank, queries, seen=True)
+
+
+def _refuse_shared(train: Images, queries: Images) -> None:
+    shared = sorted(set(train.groups or ()) & set(queries.groups or ()))
+    if shared:
+        raise Refused(
+            f"{queries.source.path}: {len(shared):,} of its groups, such as {', '.join(shared[:3])}, stand both in what is "
+            "trained on and in what is evaluated on; keep each on one side, or rename those that only share a name."
+        )
 
 
 def _fixed_tenth(images: Images) -> np.ndarray:

@@ -3,11 +3,14 @@
 B samples a rank, V views (flat), N images, C channels, h w pixels of a view.
 """
 
+import operator
+import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +26,22 @@ from .views import View, draw_boxes, expand, fractions
 
 SPARE = 2  # how many times its view's size a crop must have after a reduced decode
 REPLACEMENTS = 100  # images tried in place of one that fails
+
+
+class Times(NamedTuple):
+    """What ``images`` images have cost the loader's threads: seconds in sum, one image after the other."""
+
+    images: int = 0
+    read: float = 0.0  # by the clock, as are the next two: bytes
+    decode: float = 0.0  # pixels
+    place: float = 0.0  # crop, resize, flip
+    processor: float = 0.0  # time of a processor in all three; the rest was waiting, for a disk or a processor
+
+    def plus(self, other: "Times") -> "Times":
+        return Times(*map(operator.add, self, other))
+
+    def minus(self, other: "Times") -> "Times":
+        return Times(*map(operator.sub, self, other))
 
 
 class Slot:
@@ -52,12 +71,14 @@ class Job:
         for piece in self.plan.result():
             piece.result()
 
-    def settle(self) -> None:
-        """Wait until no thread works on it, however it ended."""
+    def give_up(self) -> None:
+        """Take back what no thread has begun and wait for the rest, however it ends."""
         assert self.plan is not None
-        if self.plan.exception() is None:
-            for piece in self.plan.result():
-                piece.exception()
+        if not self.plan.cancel() and self.plan.exception() is None:
+            pieces = self.plan.result()
+            for piece in pieces:
+                piece.cancel()
+            wait(pieces)
 
 
 class Loader:
@@ -73,11 +94,15 @@ class Loader:
         ahead: batches made before they are asked for.
         labels: whether a batch carries them.
         pin: page-locked memory, for copies to a GPU that run beside its work.
+        clock: seconds, for ``waited`` and ``times``.
 
     A batch's images lie in memory that is used again: they stay as they are until ``ahead`` further batches
     were taken; with ``pin``, copies to the device asked for before the next batch are finished first.  All
     else in a batch is its own.  An image that fails to decode is replaced by the next one that does, and
-    noted in ``bad`` (position: reason).  ``waited`` counts the seconds spent waiting for batches.
+    noted in ``bad`` (position: reason).  ``waited`` counts the seconds spent waiting for batches, ``times`` what
+    the images have cost so far.
+
+    After a KeyboardInterrupt or a failure in ``next`` the loader stands where it stood before.
 
     Raises Refused if the images are too few for one batch.
     """
@@ -85,6 +110,7 @@ class Loader:
     def __init__(
         self, images: Images, views: Sequence[View], batch_size: int, *, seed: int, rank: int = 0,
         world: int = 1, threads: int | None = None, ahead: int = 2, labels: bool = True, pin: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ):
         if batch_size * world > len(images):
             raise Refused(
@@ -98,7 +124,7 @@ class Loader:
         self.ahead, self.pin, self.sizes = ahead, pin, images.sizes
         self.labels = torch.from_numpy(images.labels.values) if labels and images.labels is not None else None
         self.bad: dict[int, str] = {}
-        self.waited = 0.0
+        self.waited, self.times, self.clock, self.lock = 0.0, Times(), clock, threading.Lock()
         self.threads = threads or default_threads()
         self.pool = ThreadPoolExecutor(self.threads, "loader")
         self.planner = ThreadPoolExecutor(1, "loader plan")  # a plan must not wait behind pieces
@@ -133,7 +159,7 @@ class Loader:
         self.epoch, self.position = state["epoch"], state["position"]
 
     def close(self) -> None:
-        """Stop the threads."""
+        """Stop the threads, which finish the images in hand."""
         self._drop()
         self.planner.shutdown()
         self.pool.shutdown()
@@ -145,13 +171,13 @@ class Loader:
         if self.yielded is not None and self.pin:
             self.yielded.copied = torch.cuda.Event()
             self.yielded.copied.record()
-        start = time.perf_counter()
+        start = self.clock()
         self._fill()
+        self.jobs[0].wait()  # which may be interrupted: the batch then stays the next one
         job = self.jobs.popleft()
-        job.wait()
         self.epoch, self.position = self._after(job.epoch, job.position)
         self._fill()
-        self.waited += time.perf_counter() - start
+        self.waited += self.clock() - start
         self.yielded = job.slot
         index = torch.from_numpy(job.index)
         return Batch(
@@ -183,7 +209,7 @@ class Loader:
     def _drop(self) -> None:
         """Give up the batches on their way."""
         while self.jobs:
-            self.jobs.popleft().settle()
+            self.jobs.popleft().give_up()
 
     def _plan(self, job: Job) -> list[Future[None]]:
         """Draw the boxes of a batch and share its images out among the threads."""
@@ -204,15 +230,27 @@ class Loader:
 
     def _make(self, job: Job, reduce: list[int], rows: range) -> None:
         """Decode some images of a batch and put their views in the slot."""
+        read = decoding = placing = 0.0
+        start, processor = self.clock(), time.thread_time()
         for row in rows:
+            got = start
             try:
-                image = self.images.decode(int(job.index[row]), reduce[row])
+                data = self.images.read(int(job.index[row]))
+                got = self.clock()
+                image = self.images.pixels(data, reduce[row])
             except Unreadable as reason:
                 image = self._replace(job, row, str(reason))
+            decoded = self.clock()
             height, width = job.sizes[row].tolist()
             for view, buffer in enumerate(job.slot.buffers):
                 crop = _cut(image, job.boxes[view, row].tolist(), height, width)
                 place(crop, buffer[row], flip=bool(job.flips[view, row]))
+            end = self.clock()
+            read, decoding, placing = read + got - start, decoding + decoded - got, placing + end - decoded
+            start = end
+        done = Times(len(rows), read, decoding, placing, time.thread_time() - processor)
+        with self.lock:
+            self.times = self.times.plus(done)
 
     def _replace(self, job: Job, row: int, reason: str) -> np.ndarray:
         """Put the next image that decodes in the place of a bad one: its pixels, boxes and all."""

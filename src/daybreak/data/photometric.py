@@ -57,6 +57,16 @@ def augment(
     return output
 
 
+def without_colour(views: Sequence[View], channels: int) -> str:
+    """Return in a sentence which operations the views ask for and images that are not RGB don't get; empty if none."""
+    asked = {"saturation": any(view.color[2] > 0 for view in views), "hue": any(view.color[3] > 0 for view in views),
+             "grayscale": any(view.gray > 0 for view in views)}
+    names = [name for name, is_asked in asked.items() if is_asked]
+    if channels == 3 or not names:
+        return ""
+    return (f"colour augmentation off: {', '.join(names)} (the images have {channels} channel{'s' * (channels > 1)}, not RGB)")
+
+
 def _draw(view: View, random: Random, view_index: int) -> dict[str, Tensor]:
     """Each sample's settings, (B, 1, 1, 1); four for "jitter", and its order, (B, 4, 1, 1, 1)."""
     uniform = random("photometric", (len(random.index), 13, 1, 1, 1), view=view_index)

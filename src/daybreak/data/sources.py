@@ -3,32 +3,29 @@
 N images.
 """
 
-import bz2
-import gzip
-import lzma
+import contextlib
 import mmap
 import os
 import stat
-import struct
 import tarfile
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 
 from ..errors import Refused, nearest
+from . import dicom
 from .decode import Unreadable
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".ppm", ".pgm", ".pbm",
+DICOM = frozenset({".dcm", ".dicom"})
+PICTURES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".ppm", ".pgm", ".pbm",
                       ".pnm", ".webp", ".tif", ".tiff", ".gif"})
+SUFFIXES = PICTURES | DICOM
 TABLES = frozenset([".csv", ".tsv", ".parquet", ".arrow", ".feather", ".ipc"])
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-PREFERRED = ("label", "labels", "class", "target", "y")  # columns taken as the label where several could be
+PREFERRED = ("cls", "label", "labels", "class", "target", "y")  # columns taken as the label where several could be
 
 
 @dataclass
@@ -53,30 +50,36 @@ class Source:
     """Encoded images by position, with labels, groups and splits where the data have them."""
 
     path: Path
-    kind: str  # "folder", "zip", "tar", "list", "table" or "saved"
+    kind: str  # "folder", "zip", "tar", "webdataset", "list", "table" or "saved"
     keys: list[str]  # a name for each image: its path inside, or its row
     reader: Callable[[int], np.ndarray]
     labels: dict[str, Labels] = field(default_factory=dict)  # by column; "folder" for class folders
     label: str | None = None  # the column in use
     groups: list[str] | None = None  # whose image it is: nobody stands on both sides of a split
     splits: list[str] | None = None  # "train", "val" or "test" for each image
+    frames: list[int | None] | None = None  # which frame of its DICOM file each image is; None: the only one
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def read(self, i: int) -> np.ndarray:
-        """Return the encoded bytes of image ``i``, (n,) uint8, from any thread; or raise Unreadable."""
-        return self.reader(i)
+        """Return the encoded bytes of image ``i``, (n,) uint8, from any thread; or raise Unreadable.
+
+        A DICOM file gives one frame as PGM or PPM, without its tags.
+        """
+        data = self.reader(i)
+        return dicom.picture(data, self.frames[i] if self.frames else None) if dicom.is_dicom(data) else data
 
 
 def open_source(path: str | Path, *, label: str | None = None, group: str | None = None) -> Source:
     """Find out what ``path`` is and list its images; nothing is decoded.
 
     A folder (nested or flat), a zip or tar file of one (tar.gz, .bz2 and .xz are unpacked to a temporary
-    file), a CSV or Parquet list with a column of paths, a Parquet or Arrow table with a column of encoded
-    images or a folder of such tables, or a folder that ``datasets`` saved.  Folders are classes when every
-    image lies in one and there are two or more; folders ``train``, ``val`` and ``test`` around them are
-    splits; a folder ``masks`` beside one called ``images`` is left out.
+    file), WebDataset tars (one, a folder of them, or ``train-{000000..000146}.tar``), a CSV or Parquet list
+    with a column of paths, a Parquet or Arrow table with a column of encoded images or a folder of such
+    tables, or a folder that ``datasets`` saved.  Folders are classes when every image lies in one and there
+    are two or more; folders ``train``, ``val`` and ``test`` around them are splits; a folder ``masks``
+    beside one called ``images`` is left out.  Files of several frames (DICOM) are that many images.
 
     Args:
         label: the column to use as label; without it "label" or "class", else the only one there is.
@@ -84,24 +87,25 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
 
     Raises Refused if there is nothing to read, the file is of no known kind, or a column is missing.
     """
-    from . import tables  # it needs Source from here
+    from . import archives, tables, webdataset  # they need Source from here
 
     path = Path(path)
-    if not path.exists():
+    if shards := webdataset.numbered(path):
+        source = webdataset.open_shards(path, shards, group)
+    elif not path.exists():
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []
         raise Refused(f"{path}: no such file or folder{'; ' + nearest(path.name, beside) if beside else ''}.")
-    if path.is_dir():
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        source = tables.open_saved(path, group) if saved else _open_folder(path, group)
+    elif path.is_dir():
+        source = tables.open_saved(path, group) if tables.is_saved(path) else _open_folder(path, group)
     else:
         with open(path, "rb") as file:
             start = file.read(8)
         if start[:4] in (b"PK\3\4", b"PK\5\6"):
-            source = _open_zip(path)
+            source = archives.open_zip(path)
         elif path.suffix.lower() in TABLES or start[:4] in (b"PAR1", b"ARRO"):
             source = tables.open_table([path], group)
         elif tarfile.is_tarfile(path):
-            source = _open_tar(path, start)
+            source = archives.open_tar(path, start, group)
         elif path.suffix.lower() in SUFFIXES:
             raise Refused(f"{path}: one image; expected a set of them: give its folder, {path.parent}.")
         else:
@@ -111,9 +115,9 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
             )
     if not source.keys:
         raise Refused(f"{path}: no images in this {source.kind}; expected files such as .jpg or .png.")
-    if group is not None and source.groups is None:
+    if group is not None and source.kind in ("folder", "zip", "tar"):
         raise Refused(f"{path}: no group '{group}': a {source.kind} has no columns; list them in a CSV.")
-    source.label = _choose(source, label)
+    source.label = _choose(source, label or source.label)
     return source
 
 
@@ -131,42 +135,123 @@ def _choose(source: Source, label: str | None) -> str | None:
 
 
 def _open_folder(path: Path, group: str | None) -> Source:
-    names, table_paths, seen = [], [], set()
-    for folder, below, files in os.walk(path, followlinks=True):
+    names: list[str] = []
+    nameless: list[str] = []
+    tables_found: list[Path] = []
+    tars: list[Path] = []
+    seen: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise Refused(f"{printable(str(error.filename))}: can't be read ({error.strerror}), and what it holds would be missed; "
+                      "make it readable, or move it elsewhere.")
+
+    for folder, below, files in os.walk(path, followlinks=True, onerror=refuse):
         real = os.path.realpath(folder)
         if real in seen:  # links may lead back to where they stand
             below.clear()
             continue
         seen.add(real)
-        below[:] = sorted(name for name in below if not name.startswith((".", "__MACOSX")))
+        below[:] = sorted(name for name in below if not name.startswith((".", "__MACOSX", "lost+found")))
         for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES and not name.startswith("."):
-                names.append(Path(folder, name).relative_to(path).as_posix())
-            elif suffix in TABLES - {".csv", ".tsv"}:
-                table_paths.append(Path(folder, name))
-    if not names and table_paths:
+            kind, inside = suffix(name), Path(folder, name)
+            if name.startswith("."):
+                continue
+            if kind in SUFFIXES:
+                names.append(inside.relative_to(path).as_posix())
+            elif kind in TABLES - {".csv", ".tsv"}:
+                tables_found.append(inside)
+            elif kind == ".tar":
+                tars.append(inside)
+            elif not kind and not inside.exists():  # perhaps to a folder of images; those called like one are named as bad
+                refuse(FileNotFoundError(None, "a broken link", str(inside)))
+            elif (not kind or kind[1:].isdigit()) and name.upper() != "DICOMDIR":  # 1.2.840.113619 ends in digits
+                nameless.append(inside.relative_to(path).as_posix())
+    if not names and tables_found:
         from . import tables
 
-        return tables.open_table(sorted(table_paths), group, path)
-    keys, order, labels, splits = _layout(sorted(names))
-    inside = [sorted(names)[i] for i in order]
+        return tables.open_table(sorted(tables_found), group, path)
+    if not names and tars:
+        from . import webdataset
 
-    def read(i: int) -> np.ndarray:
-        return read_file(path / inside[i])
+        return webdataset.open_shards(path, sorted(tars), group)
+    names = names or [name for name in nameless if _is_dicom(path / name)]
+    return from_names(path, "folder", names, lambda name: read_file(path / name))
 
-    return Source(path, "folder", keys, read, labels, splits=splits)
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file without a telling suffix is DICOM; one that can't be read is not."""
+    try:
+        return path.is_file() and dicom.is_dicom(np.fromfile(path, np.uint8, dicom.START))
+    except OSError:
+        return False
+
+
+def from_names(path: Path, kind: str, names: Sequence[str], read: Callable[[str], np.ndarray]) -> Source:
+    """A source of files whose folders say labels and splits."""
+    names = sorted(names)
+    keys, order, labels, splits = layout(names)
+    inside = [names[i] for i in order]
+    source = Source(path, kind, keys, lambda i: read(inside[i]), labels, splits=splits)
+    return by_frames(source, [i for i, name in enumerate(inside) if suffix(name) not in PICTURES])
+
+
+def by_frames(source: Source, files: Sequence[int]) -> Source:
+    """Return the source with each frame of a DICOM file as an image, key#000 and so on; a file is then a group.
+
+    ``files`` are the positions of what may be such files.  Raises Refused if one is and pydicom is not installed.
+    """
+    counts = np.ones(len(source), np.int64)
+    for i in files:
+        with contextlib.suppress(Unreadable):  # which is said when it is read
+            data = source.reader(i)
+            if not dicom.is_dicom(data):
+                continue
+            if not dicom.is_installed():
+                raise Refused(f"{source.path}: {printable(source.keys[i])} can't be read: {dicom.INSTALL}")
+            counts[i] = dicom.count_frames(data)
+    if counts.max(initial=1) == 1:
+        return source
+    which = np.repeat(np.arange(len(source)), counts)
+    frame = np.arange(len(which)) - (np.cumsum(counts) - counts)[which]
+    pairs = list(zip(which.tolist(), frame.tolist(), strict=True))
+    whose = source.groups or source.keys
+    return replace(
+        source,
+        keys=[source.keys[i] + (f"#{at:03d}" if counts[i] > 1 else "") for i, at in pairs],
+        reader=lambda i: source.reader(which[i]),
+        labels={name: held.take(which) for name, held in source.labels.items()},
+        groups=[whose[i] for i in which],
+        splits=[source.splits[i] for i in which] if source.splits else None,
+        frames=[at if counts[i] > 1 else None for i, at in pairs],
+    )
 
 
 def read_file(path: Path) -> np.ndarray:
-    """Return a file's bytes; Unreadable where they can't be had."""
+    """Return a file's bytes, those of DICOM mapped, since one frame is wanted; Unreadable where they can't be had."""
     try:
-        return np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise Unreadable(error.strerror or str(error)) from error
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            raise Unreadable("not a file")
+        if suffix(path.name) in PICTURES or not dicom.is_dicom(np.fromfile(path, np.uint8, dicom.START)):
+            return np.fromfile(path, np.uint8)
+        with open(path, "rb") as file:
+            return mapped(file)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        broken = isinstance(error, FileNotFoundError) and path.is_symlink()
+        raise Unreadable(f"a broken link ({reason})" if broken else reason) from error
 
 
-def _layout(names: Sequence[str]) -> tuple[list[str], list[int], dict[str, Labels], list[str] | None]:
+def printable(name: str) -> str:
+    """Return a name that is valid Unicode: bytes of a file's name that are not UTF-8 become ``\\xff`` and the like."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def suffix(name: str) -> str:
+    """Return the suffix of a file's name with its dot, in lower case."""
+    return os.path.splitext(name)[1].lower()
+
+
+def layout(names: Sequence[str]) -> tuple[list[str], list[int], dict[str, Labels], list[str] | None]:
     """Read the folders in paths: keys, the positions of the kept paths, labels and splits."""
     parts = [PurePosixPath(name).parts for name in names]
     beside = {p[:i] for p in parts for i in range(len(p) - 1) if p[i] == "images"}
@@ -188,104 +273,11 @@ def _layout(names: Sequence[str]) -> tuple[list[str], list[int], dict[str, Label
     classes = sorted({p[0] for p in parts if len(p) == 2})
     if len(classes) > 1 and all(len(p) == 2 for p in parts):
         number = {name: i for i, name in enumerate(classes)}
-        labels["folder"] = Labels("class", np.array([number[p[0]] for p in parts], np.int64), tuple(classes))
+        values = np.array([number[p[0]] for p in parts], np.int64)
+        labels["folder"] = Labels("class", values, tuple(map(printable, classes)))
     return keys, order, labels, splits
 
 
-def _check_member(path: Path, name: str, is_link: bool) -> None:
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if is_link:
-        raise Refused(
-            f"{path}: the member '{name}' is a link; pack the files themselves (tar -h follows links)."
-        )
-    if name.startswith(("/", "\\")) or ".." in parts or (parts and parts[0].endswith(":")):
-        raise Refused(
-            f"{path}: the member '{name}' points outside the archive; pack it again from inside its folder."
-        )
-
-
-def _is_image(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    hidden = any((part.startswith(".") and part != ".") or part == "__MACOSX" for part in parts)
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not hidden
-
-
-def _open_zip(path: Path) -> Source:
-    found: dict[str, Any] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                _check_member(path, info.filename, stat.S_ISLNK(info.external_attr >> 16))
-                if not info.is_dir() and _is_image(info.filename):
-                    if info.flag_bits & 1:
-                        raise Refused(
-                            f"{path}: the member '{info.filename}' is encrypted; pack it without a password."
-                        )
-                    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                        raise Refused(
-                            f"{path}: the member '{info.filename}' is compressed by method "
-                            f"{info.compress_type}; pack it with plain zip (deflate or store)."
-                        )
-                    found[info.filename] = info
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise Refused(f"{path}: a damaged zip file ({error}); fetch it again.") from error
-    names = sorted(found)
-    keys, order, labels, splits = _layout(names)
-    members = [found[names[i]] for i in order]
-    places = [(m.header_offset, m.compress_size, m.compress_type == zipfile.ZIP_DEFLATED) for m in members]
-    with open(path, "rb") as file:
-        content = _mapped(file)
-
-    def read(i: int) -> np.ndarray:
-        offset, size, deflated = places[i]
-        # The local header's name and extra field may be longer than those of the directory at the end.
-        name_size, extra_size = struct.unpack_from("<HH", content.data, offset + 26)
-        begin = offset + 30 + name_size + extra_size
-        data = content[begin : begin + size]
-        if not deflated:
-            return data
-        try:
-            return np.frombuffer(zlib.decompress(data.data, -zlib.MAX_WBITS), np.uint8)
-        except zlib.error as error:
-            raise Unreadable(f"damaged in the zip file: {error}") from error
-
-    return Source(path, "zip", keys, read, labels, splits=splits)
-
-
-def _open_tar(path: Path, start: bytes) -> Source:
-    opener: Any = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}.get(start[:2])
-    file: IO[bytes] = open(path, "rb")  # noqa: SIM115 (closed below)
-    found: dict[str, tuple[int, int]] = {}
-    try:
-        if opener:  # members of a compressed tar can't be reached one by one
-            file.close()
-            file = tempfile.TemporaryFile()  # noqa: SIM115 (closed below)
-            with opener(path, "rb") as packed:
-                while block := packed.read(1 << 20):
-                    file.write(block)
-            file.flush()
-            file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                _check_member(path, member.name, member.issym() or member.islnk())
-                if member.isfile() and _is_image(member.name):
-                    found[member.name] = member.offset_data, member.size
-        content = _mapped(file)
-    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise Refused(f"{path}: a damaged tar file ({error}); fetch it again.") from error
-    finally:
-        file.close()
-    names = sorted(found)
-    keys, order, labels, splits = _layout([str(PurePosixPath(name)) for name in names])
-    places = [found[names[i]] for i in order]
-
-    def read(i: int) -> np.ndarray:
-        offset, size = places[i]
-        return content[offset : offset + size]
-
-    return Source(path, "tar", keys, read, labels, splits=splits)
-
-
-def _mapped(file: IO[bytes]) -> np.ndarray:
-    """A file's bytes as an array on mapped memory, which outlives the file object and needs no lock."""
+def mapped(file: IO[bytes]) -> np.ndarray:
+    """Return a file's bytes as an array on mapped memory, which outlives the file object and needs no lock."""
     return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)

@@ -6,22 +6,28 @@ N images, C channels.
 import csv
 import hashlib
 import json
-from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import Refused
 from .decode import Unreadable, decode, probe
-from .sources import Labels, Source
+from .sources import Labels, Source, printable
 from .threads import default_threads, quiet_opencv
 
 DECODE_ALL = 100_000  # more images than this are decoded in part; headers and bytes are read of all
 SAMPLE = 20_000
 CHUNK = 64  # images a task: fewer cost time in the pool, more leave threads without work
+BLOCK = 65_536  # rows handled at once where all of them would be too many Python objects
+NOTHING = bytes(16)  # the digest of an image that could not be read
 
 
 @dataclass
@@ -66,14 +72,14 @@ class Survey:
             parts.append(f"{len(self.labels.classes):,} classes from '{self.label}'{several}")
         return "; ".join(parts)
 
-    def write(self, folder: Path) -> None:
-        """Write ``survey.json`` (all but the lists of images) and ``bad.csv`` (path, reason)."""
+    def told(self) -> dict[str, Any]:
+        """Return all but the lists of images, as ``survey.json`` holds it."""
         readable = self.sizes[self.sizes[:, 0] > 0]
         counts: dict[str, int] = {}
         if self.labels is not None and self.labels.kind == "class":
             found = np.bincount(self.labels.values + 1, minlength=len(self.labels.classes) + 1).tolist()
             counts = dict(zip([*self.labels.classes, "(unknown)"], [*found[1:], found[0]], strict=True))
-        told = {
+        return {
             "path": str(self.path),
             "kind": self.kind,
             "sentence": self.sentence(),
@@ -83,6 +89,7 @@ class Survey:
             "decoded": self.decoded,
             "height": _range(readable[:, 0]),
             "width": _range(readable[:, 1]),
+            "aspect": _range(readable[:, 1] / readable[:, 0]),
             "channels": self.channels,
             "depth": self.depth,
             "mean": list(self.mean),
@@ -93,11 +100,62 @@ class Survey:
             "classes": counts,
             "fingerprint": self.fingerprint,
         }
-        (folder / "survey.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
-        with open(folder / "bad.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "reason"])
-            writer.writerows([self.keys[i], reason] for i, reason in sorted(self.bad.items()))
+
+    def write(self, folder: Path) -> None:
+        """Write ``survey.json`` and ``bad.csv``."""
+        # A byte of a name that is not UTF-8 becomes JSON's own escape of it; a list of paths keeps the byte.
+        (folder / "survey.json").write_text(as_json(self.told()), encoding="utf-8", errors="backslashreplace")
+        with open(folder / "bad.csv", "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            write_bad(file, ((self.keys[i], reason) for i, reason in sorted(self.bad.items())))
+
+
+def as_json(told: Any) -> str:
+    """Return the text of one of the files that say what is in a folder."""
+    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_bad(file: TextIO, rows: Iterable[tuple[str, str]]) -> None:
+    """Write (path, reason) of what could not be read."""
+    writer = csv.writer(file)
+    writer.writerow(["path", "reason"])
+    writer.writerows(rows)
+
+
+def look_type(channels: int | None = None) -> np.dtype:
+    """What one look at an image gives, as a row of a structured array; ``channels`` as in ``survey``."""
+    return np.dtype(
+        [
+            ("size", np.int32, 2),  # upright height and width, 0 where unreadable
+            ("moments", np.float64, (2, channels or 3)),  # mean and mean square in [0, 1], NaN if not decoded
+            ("grey", np.bool_),  # for all that is known: what is not decoded says nothing
+            ("deep", np.bool_),  # 16 bits
+            ("alpha", np.bool_),
+            ("digest", np.uint8, 16),  # BLAKE2b of the bytes
+            ("format", "S12"),
+        ]
+    )
+
+
+def look(
+    row: np.void, data: np.ndarray, *, channels: int | None = None, background: int = 255, pixels: bool = True
+) -> None:
+    """Fill a row of ``look_type(channels)`` from encoded bytes ``data`` (n,) uint8.
+
+    With ``pixels`` False the bytes, header and end are read, and nothing is decoded.  Raises Unreadable; the
+    digest is there all the same, for what is no image is part of the data too.
+    """
+    row["digest"] = np.frombuffer(hashlib.blake2b(data.data, digest_size=16).digest(), np.uint8)
+    row["moments"], row["grey"] = np.nan, True
+    header = probe(data)
+    if not header.complete:
+        raise Unreadable("the file is truncated: its end is missing")
+    stored = channels or (1 if header.channels == 1 else 3)
+    depth = header.depth if header.channels == 1 and stored == 1 else 8
+    if pixels:
+        image = decode(data, channels=stored, depth=depth, background=background)
+        row["moments"], row["grey"] = _measure(image)
+    row["deep"], row["alpha"], row["format"] = depth == 16, header.channels in (2, 4), header.format.encode()
+    row["size"] = header.height, header.width
 
 
 def survey(
@@ -125,63 +183,58 @@ def survey(
     n = len(source)
     is_sampled = np.ones(n, bool)
     if n > DECODE_ALL:
-        order = np.argsort([key_hash(key) for key in source.keys], kind="stable")
-        is_sampled[order[SAMPLE:]] = False
-    sizes = np.zeros((n, 2), np.int32)
-    moments = np.full((n, 2, channels or 3), np.nan)  # mean and mean square of each channel, in [0, 1]
-    is_grey = np.ones(n, bool)  # for all that is known: what is not decoded says nothing
-    is_deep = np.zeros(n, bool)
-    contents = [b""] * n
-    formats = [""] * n
+        hashes = np.fromiter(map(key_hash, source.keys), np.uint64, n)
+        is_sampled[np.argsort(hashes, kind="stable")[SAMPLE:]] = False
+    looks = np.zeros(n, look_type(channels))
     bad: dict[int, str] = {}
-
-    def look(i: int) -> None:
-        try:
-            data = source.read(i)
-            contents[i] = hashlib.blake2b(data.data, digest_size=16).digest()
-            header = probe(data)
-            formats[i] = header.format
-            if not header.complete:
-                raise Unreadable("the file is truncated: its end is missing")
-            stored = channels or (1 if header.channels == 1 else 3)
-            depth = header.depth if header.channels == 1 and stored == 1 else 8
-            is_deep[i] = depth == 16
-            if is_sampled[i]:
-                image = decode(data, channels=stored, depth=depth, background=background)
-                moments[i], is_grey[i] = _measure(image)
-            sizes[i] = header.height, header.width
-        except Unreadable as reason:
-            bad[i] = str(reason)
 
     def look_at(start: int) -> None:
         for i in range(start, min(start + CHUNK, n)):
-            look(i)
+            try:
+                data = source.read(i)
+                look(looks[i], data, channels=channels, background=background, pixels=bool(is_sampled[i]))
+            except Unreadable as reason:
+                bad[i] = str(reason)
 
     with ThreadPoolExecutor(threads or default_threads(), "survey") as pool:
         list(pool.map(look_at, range(0, n, CHUNK)))
-    _refuse_bad(source, bad, max_bad)
-    good = np.ones(n, bool)
-    good[list(bad)] = False
+    if bad:
+        first = min(bad)
+        refuse_bad(source, len(bad), max_bad, source.keys[first], bad[first])
+    return summarise(source, looks, bad=dict(sorted(bad.items())), channels=channels)
+
+
+def summarise(
+    source: Source, looks: np.ndarray, *, bad: dict[int, str] | None = None, channels: int | None = None
+) -> Survey:
+    """Return the survey of a source whose N images gave ``looks`` (N,) of ``look_type(channels)``.
+
+    Nothing here grows faster than the arrays: a pack of millions is surveyed too.
+    """
+    bad = bad or {}
+    good = looks["size"][:, 0] > 0
+    decoded = good & ~np.isnan(looks["moments"][:, 0, 0])
     if channels is None:
-        channels = 1 if is_grey[good].all() else 3
-    depth = 16 if channels == 1 and is_deep[good].all() else 8
-    mean, square = moments[good & is_sampled][:, :, :channels].mean(0)  # each (C,)
+        channels = 1 if looks["grey"][decoded].all() else 3
+    depth = 16 if channels == 1 and looks["deep"][good].all() else 8
+    mean, square = _average(looks["moments"], decoded)[:, :channels]  # each (C,)
     std = np.sqrt(np.maximum(square - mean**2, 0))
     labels = source.labels[source.label] if source.label else None
+    contents = np.ascontiguousarray(looks["digest"])  # (N, 16)
     return Survey(
         path=source.path,
         kind=source.kind,
         keys=source.keys,
-        sizes=sizes,
-        bad=dict(sorted(bad.items())),
+        sizes=np.ascontiguousarray(looks["size"]),
+        bad=bad,
         channels=channels,
         depth=depth,
         mean=tuple(mean.tolist()),
         std=tuple(np.where(std > 0, std, 1.0).tolist()),  # one flat colour everywhere is divided by nothing
-        duplicates=n - len(bad) - len({contents[i] for i in np.flatnonzero(good)}),
-        decoded=int((good & is_sampled).sum()),
-        fingerprint=_fingerprint(source.keys, contents, labels),
-        formats=dict(Counter(formats[i] for i in np.flatnonzero(good)).most_common()),
+        duplicates=int(good.sum()) - len(np.unique(contents[good].view("S16"))),
+        decoded=int(decoded.sum()),
+        fingerprint=fingerprint(source.keys, contents, labels),
+        formats=_count(looks["format"][good]),
         label=source.label,
         labels=labels,
         label_columns=list(source.labels),
@@ -205,22 +258,51 @@ def _measure(image: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.stack([mean, std**2 + mean**2]), grey
 
 
-def _refuse_bad(source: Source, bad: dict[int, str], max_bad: float) -> None:
-    if bad and (len(bad) == len(source) or len(bad) > max_bad * len(source)):
-        first = min(bad)
+def _average(moments: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mean of the chosen rows of (N, 2, C), in the order of the set, without a copy of all of them."""
+    total = np.zeros(moments.shape[1:])
+    for start in range(0, len(moments), BLOCK):
+        part = slice(start, start + BLOCK)
+        total += moments[part][chosen[part]].sum(0)
+    return total / chosen.sum()
+
+
+def _count(formats: np.ndarray) -> dict[str, int]:
+    """How many there are of each, the commonest first; of equally many, the one that was met first."""
+    names, first, counts = np.unique(formats, return_index=True, return_counts=True)
+    return {names[i].decode(): int(counts[i]) for i in np.lexsort((first, -counts))}
+
+
+def refuse_bad(source: Source, num_bad: int, max_bad: float, key: str, reason: str) -> None:
+    """Raise Refused if ``num_bad`` unreadable images, such as ``key``, are too many, or all."""
+    if num_bad == len(source) or num_bad > max_bad * len(source):
         raise Refused(
-            f"{source.path}: {len(bad):,} of {len(source):,} images are unreadable, more than --max-bad "
-            f"{max_bad:g} allows; the first is {source.keys[first]}: {bad[first]}."
+            f"{source.path}: {num_bad:,} of {len(source):,} images are unreadable, more than --max-bad "
+            f"{max_bad:g} allows; the first is {printable(key)}: {reason}."
         )
 
 
-def _fingerprint(keys: list[str], contents: list[bytes], labels: Labels | None) -> str:
-    """Hash of what the data are, whatever their order or container."""
-    rows = []
-    for i, (key, content) in enumerate(zip(keys, contents, strict=True)):
+def fingerprint(keys: Sequence[str], contents: np.ndarray, labels: Labels | None) -> str:
+    """Return 16 hexadecimal digits: a hash of what the data are, whatever their order or container.
+
+    ``contents`` (N, 16) uint8 are the digests of the images' bytes, 0 where they could not be had.
+    """
+    encoded = [
+        pa.array([key.encode("utf-8", "surrogateescape") for key in keys[start : start + BLOCK]], pa.large_binary())
+        for start in range(0, len(keys), BLOCK)
+    ]
+    order = pc.array_sort_indices(pa.concat_arrays(encoded)).to_numpy()
+
+    def row(i: int) -> bytes:
+        content = contents[i].tobytes()
+        read = content.hex() if content != NOTHING else ""
         label = "" if labels is None else _label_text(labels, i)
-        rows.append(f"{key}\0{content.hex()}\0{label}\n".encode("utf-8", "surrogateescape"))
-    return hashlib.sha256(b"".join(sorted(rows))).hexdigest()[:16]
+        return f"{keys[i]}\0{read}\0{label}\n".encode("utf-8", "surrogateescape")
+
+    hashed = hashlib.sha256()
+    for _, same in groupby(map(row, order), key=lambda row: row.partition(b"\0")[0]):
+        hashed.update(b"".join(sorted(same)))  # the order of all rows, for no key holds a zero byte
+    return hashed.hexdigest()[:16]
 
 
 def _label_text(labels: Labels, i: int) -> str:
@@ -231,4 +313,4 @@ def _label_text(labels: Labels, i: int) -> str:
 
 
 def _range(values: np.ndarray) -> dict[str, float]:
-    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+    return {"min": values.min().item(), "median": float(np.median(values)), "max": values.max().item()}

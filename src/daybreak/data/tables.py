@@ -4,8 +4,9 @@ N images (rows).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..errors import Refused, nearest
 from .decode import Unreadable
-from .sources import SPLITS, SUFFIXES, Labels, Source, read_file
+from .sources import DICOM, SPLITS, SUFFIXES, Labels, Source, by_frames, read_file, suffix
 
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image_path", "image", "img", "key")
 
@@ -34,19 +35,39 @@ def open_table(paths: list[Path], group: str | None, root: Path | None = None) -
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise Refused(f"{root or paths[0]}: can't be read as a table ({reason}).") from error
-    splits = None
-    if root:  # shards are called train-00000-of-00002.parquet, or lie in folders train and test
-        first = [path.relative_to(root).parts[0].split("-")[0].split(".")[0] for path in paths]
-        if len(set(first)) == 1 and first[0] not in SPLITS:
-            first = [path.name.split("-")[0].split(".")[0] for path in paths]
-        if all(name in SPLITS for name in first):
-            splits = _repeat(first, found)
+    named = split_names(paths, root) if root else None
+    splits = _repeat(named, found) if named else None
     base = root or paths[0].parent
     return _from_table(root or paths[0], "table", table, base, group, splits)
 
 
+def is_saved(path: Path) -> bool:
+    """Return whether ``datasets`` saved this folder, or ``pack`` did or began to."""
+    begun = (path / "pack.json").is_file() and (path / "facts").is_dir()
+    return begun or any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def split_names(paths: list[Path], root: Path) -> list[str] | None:
+    """Return the split of each shard below ``root``, or None if any is of none.
+
+    They are called train-00000-of-00002.parquet, or lie in folders train and test.
+    """
+    first = [path.relative_to(root).parts[0].split("-")[0].split(".")[0] for path in paths]
+    if len(set(first)) == 1 and first[0] not in SPLITS:
+        first = [path.name.split("-")[0].split(".")[0] for path in paths]
+    return [SPLITS[name] for name in first] if all(name in SPLITS for name in first) else None
+
+
 def open_saved(path: Path, group: str | None) -> Source:
-    """Open a folder that ``datasets`` wrote with ``save_to_disk``: Arrow streams named in ``state.json``."""
+    """Open a folder that ``datasets`` wrote with ``save_to_disk``, or ``pack`` did."""
+    table, splits = read_saved(path)
+    return _from_table(path, "saved", table, path, group, splits)
+
+
+def read_saved(path: Path) -> tuple[pa.Table, list[str] | None]:
+    """Map the Arrow streams named in ``state.json`` as one table; the splits if they are of several."""
+    if (path / "pack.json").is_file() and not (path / "state.json").is_file():
+        raise Refused(f"{path}: a pack that is not finished; the daybreak pack command that began it goes on.")
     try:
         parts = [path]
         splits: list[str] | None = None
@@ -59,11 +80,10 @@ def open_saved(path: Path, group: str | None) -> Source:
             found.append(pa.concat_tables([_read(part / entry["filename"]) for entry in files]))
         if len(parts) > 1 and all(part.name in SPLITS for part in parts):
             splits = _repeat([part.name for part in parts], found)
-        table = pa.concat_tables(found)
+        return pa.concat_tables(found), splits
     except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise Refused(f"{path}: a damaged saved data set ({reason}); save it again.") from error
-    return _from_table(path, "saved", table, path, group, splits)
 
 
 def _repeat(names: list[str], parts: list[pa.Table]) -> list[str]:
@@ -72,11 +92,14 @@ def _repeat(names: list[str], parts: list[pa.Table]) -> list[str]:
 
 
 def _read(path: Path) -> pa.Table:
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
+    kind = suffix(path.name)
+    if kind in (".csv", ".tsv"):
         options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
-        parse = pyarrow.csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",")
-        return pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)
+        parse = pyarrow.csv.ParseOptions(delimiter="\t" if kind == ".tsv" else ",", newlines_in_values=True)
+        table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)
+        if odd := [field.name for field in table.schema if _is_binary(field.type)]:
+            raise Refused(f"{path}: its column '{odd[0]}' is not UTF-8 text; save the list as UTF-8, or give the folder.")
+        return table
     with open(path, "rb") as file:
         start = file.read(4)
     if start == b"PAR1":
@@ -103,19 +126,38 @@ def _from_table(
         def reader(i: int) -> np.ndarray:
             return read_file(base / keys[i])
 
+    rest = table.drop_columns([name for name in table.column_names if name in used])
+    labels, groups, splits = describe(path, rest, keys, group, splits, features)
+    in_use = json.loads((table.schema.metadata or {}).get(b"daybreak", b"{}")).get("label")
+    source = Source(path, kind, keys, reader, labels, in_use, groups, splits)
+    return by_frames(source, [i for i, key in enumerate(keys) if kind == "list" and suffix(key) in DICOM])
+
+
+def describe(
+    path: Path, table: pa.Table, keys: list[str], group: str | None, splits: list[str] | None,
+    features: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[dict[str, Labels], list[str] | None, list[str] | None]:
+    """Return labels by column, groups and splits: what a table (N rows) says of N images beside the images.
+
+    Args:
+        group: the column that says whose image it is; None takes one of that name, if there is.
+        splits: known already; None takes a column ``split``, if all in it are splits.
+        features: what Hugging Face wrote of the columns.
+
+    Raises Refused if there is no column ``group``.
+    """
     groups = None
-    column_names = [name for name in table.column_names if name not in used]
-    if group is not None and group not in column_names:
-        raise Refused(f"{path}: no group column '{group}' ({nearest(group, column_names)}).")
-    group = group or ("group" if "group" in column_names else None)
+    if group is not None and group not in table.column_names:
+        raise Refused(f"{path}: no group column '{group}' ({nearest(group, table.column_names)}).")
+    group = group or ("group" if "group" in table.column_names else None)
     if group is not None:
         whose = table[group].to_pylist()
         groups = [key if who is None else str(who) for who, key in zip(whose, keys, strict=True)]
-    if splits is None and "split" in column_names:
+    if splits is None and "split" in table.column_names:
         found = table["split"].to_pylist()
         if all(name in SPLITS for name in found):
             splits = [SPLITS[name] for name in found]
-    rest = [name for name in column_names if name not in (group, "split", "height", "width")]
+    rest = [name for name in table.column_names if name not in (group, "split", "height", "width")]
     labels = {name: made for name in rest if (made := _labels(table[name], features.get(name))) is not None}
     flags = [
         name for name, held in labels.items() if held.kind == "class" and set(held.classes) <= {"0", "1"}
@@ -123,7 +165,7 @@ def _from_table(
     if len(flags) > 1 and "labels" not in labels:
         columns = [np.where(labels[name].values < 0, np.nan, _as_numbers(labels[name])) for name in flags]
         labels["labels"] = Labels("multi", np.stack(columns, 1).astype(np.float32), tuple(flags))
-    return Source(path, kind, keys, reader, labels, groups=groups, splits=splits)
+    return labels, groups, splits
 
 
 def _features(table: pa.Table) -> dict[str, Any]:

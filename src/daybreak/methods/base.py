@@ -84,6 +84,7 @@ class Method(nn.Module):
     small: ClassVar[Mapping[str, Any]]  # settings that replace the defaults for images of at most 128 px
 
     views: list[View]
+    batch_size: int = 1  # images a step over all devices; set by the loop, for ``degenerate``
     teacher: Teacher  # of methods whose backbone is the teacher
 
     def __init__(self, encoder: Encoder, config: Any):
@@ -105,7 +106,10 @@ class Method(nn.Module):
         """After the optimiser: move a teacher, fill a queue."""
 
     def degenerate(self) -> dict[str, float]:
-        """Loss values that mean collapse, each with its reading."""
+        """Loss values that mean collapse, each under its reading, ``value: meaning``.
+
+        A method with prototypes logs ``assignment_entropy`` and ``mean_entropy`` and has a setting ``prototypes``.
+        """
         return {}
 
     def picture(self, batch: Batch, step: Step) -> Picture | None:

@@ -62,7 +62,10 @@ class MAE(Method):
 
     def degenerate(self) -> dict[str, float]:
         pixels = self.encoder.patch**2 * self.encoder.channels
-        return {"every hidden patch is painted in its mean": (pixels - 1) / pixels} if self.config.norm_pix else {}
+        found = {"0: the images are flat, there is nothing to paint": 0.0}
+        if self.config.norm_pix:
+            found[f"1 - 1/{pixels}: every hidden patch is painted in its mean"] = 1 - 1 / pixels
+        return found
 
     def picture(self, batch: Batch, step: Step) -> Picture:
         (images,) = batch.images

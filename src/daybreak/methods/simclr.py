@@ -7,6 +7,7 @@ Differs from the paper: AdamW, which suits ViTs (for the paper's ResNet: ``train
 are normalised; colour operations in a fixed order. B images, D encoder width, E projection width.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -51,6 +52,10 @@ class SimCLR(Method):
         one, two = self.head(features).chunk(2)  # (B, E) each
         loss = nt_xent(one, two, self.config.temperature)
         return Loss(loss, {"agreement": agreement(one, two)})
+
+    def degenerate(self) -> dict[str, float]:
+        others = 2 * self.batch_size - 1
+        return {f"ln {others}: no view is told from another": math.log(others)}
 
 
 def agreement(one: Tensor, two: Tensor) -> Tensor:

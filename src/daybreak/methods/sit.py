@@ -39,7 +39,7 @@ class Config:
 @register("sit", config=Config, pool="cls", needs_tokens=True, drop_path=0.1, backbone="teacher",
           training=Training(learning_rate=5e-4, weight_decay=0.04, final_weight_decay=0.1, warmup=0.1, clip=3.0,
                             clip_mode="per-tensor", batch_size=256),
-          small={"method": {"reconstruction_weight": 5.0, "hidden": 1024, "momentum": 0.99},
+          small={"method": {"reconstruction_weight": 5.0, "hidden": 1024, "momentum": 0.95},
                  "encoder": {"drop_path": 0.0}, "training": {"learning_rate": 2e-3, "batch_size": 128}})
 class SiT(Method):
     def __init__(self, encoder: Encoder, config: Config):

@@ -21,6 +21,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from ..data.sources import printable
 from ..explain.neighbours import Neighbours
 from ..explain.projection import Projection
 from ..explain.thumbnails import png, shrink
@@ -34,6 +35,7 @@ PROTOCOLS = {"knn-v1": "Nearest neighbours", "linear-v1": "Linear classifier"}
 CURVES = {  # of metrics.jsonl: title, percent, zero, what it means
     "loss": ("Loss", False, False, "what the method minimises"),
     "knn_accuracy": ("Online kNN accuracy", True, False, "on a part of bank and queries"),
+    "linear_accuracy": ("Online linear accuracy", True, False, "on a part of bank and queries"),
     "rankme": ("Effective rank", False, True, "RankMe: directions in use; 1 is collapse"),
     "spread": ("Spread", False, True, "1 is even, 0 is collapse"),
     "learning_rate": ("Learning rate", False, True, ""),
@@ -41,6 +43,7 @@ CURVES = {  # of metrics.jsonl: title, percent, zero, what it means
     "images_per_second": ("Images a second", False, True, ""),
     "waiting": ("Waiting for images", True, True, "share of the time"),
 }
+HIDDEN = ("kind", "images", "seconds", "knn_error", "linear_error")  # of metrics.jsonl: no curve of their own
 MACHINERY = ("learning_rate", "gradient_norm", "images_per_second", "waiting")  # folded away
 
 
@@ -65,22 +68,37 @@ def write_report(folder: Path, *, looks: Looks, pictures: bool = True) -> Path:
     Args:
         pictures: False leaves every image of the data out.
     """
+    lines = read_metrics(folder / "metrics.jsonl")
+    metrics = [line for line in lines if line.get("kind") != "alarm"]
+    alarms = [str(line["sentence"]) for line in lines if line.get("kind") == "alarm"]
+    results = read_json(folder / "results.json") or []
+    survey = read_json(folder / "survey.json") or {}
+    config = read_text(folder / "config.toml")
+    page = render("report", looks=looks, neighbours=looks.neighbours, pictures=pictures,
+                  title=title_of(config, folder), facts=facts_of(metrics), alarms=alarms, headlines=headlines(results),
+                  results=results, backbones=BACKBONES, curves=curves(metrics), data=survey.pop("sentence", ""),
+                  survey=flat(survey), config=config, map=draw_map(looks.projection), most_rows=PICTURE_ROWS)
+    return write_page(folder / "report.html", page)
+
+
+def render(name: str, *styles: str, **values: Any) -> str:
+    """Fill the template of this name; all values are escaped unless they are Markup.
+
+    Args:
+        styles: names of style sheets besides that of the report.
+    """
     here = Path(__file__).parent
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(here), trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "picture": picture, "value": plain}
-    metrics = read_metrics(folder / "metrics.jsonl")
-    results = read_json(folder / "results.json") or []
-    survey = read_json(folder / "survey.json") or {}
-    config = read_text(folder / "config.toml")
-    page = environment.get_template("report.html").render(
-        style=Markup((here / "report.css").read_text()), looks=looks, pictures=pictures,
-        title=title_of(config, folder), facts=facts_of(metrics), headlines=headlines(results),
-        results=results, backbones=BACKBONES, curves=curves(metrics), data=survey.pop("sentence", ""),
-        survey=flat(survey), config=config, map=draw_map(looks.projection), most_rows=PICTURE_ROWS)
-    path = folder / "report.html"
+    style = Markup("".join((here / f"{sheet}.css").read_text() for sheet in ("report", *styles)))
+    return environment.get_template(f"{name}.html").render(style=style, **values)
+
+
+def write_page(path: Path, page: str) -> Path:
+    """Write a page beside and rename it, so that a reader never sees half of it."""
     unfinished = path.with_suffix(".html.part")
-    unfinished.write_text(page, encoding="utf-8")
+    unfinished.write_text(printable(page), encoding="utf-8")
     os.replace(unfinished, path)
     return path
 
@@ -164,7 +182,7 @@ def curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     series: dict[str, tuple[list[float], list[float]]] = {}
     for line in metrics:
         for name, value in line.items():
-            if name not in ("kind", "images", "seconds") and isinstance(value, int | float):
+            if name not in HIDDEN and isinstance(value, int | float):
                 key = "knn_accuracy" if line["kind"] == "probe" and line.get("metric") == "accuracy" else name
                 xs, ys = series.setdefault(key, ([], []))
                 xs.append(line["images"])

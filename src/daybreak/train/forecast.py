@@ -21,6 +21,7 @@ from ..data.philox import Random
 from ..methods.base import Method, Step
 from .loop import backward, on_device, prepare
 from .optim import clip
+from .timing import Spans
 
 WARM, MEASURED = 2, 3  # steps of each batch: the first ones allocate the optimiser's state and choose kernels
 LARGEST = 4  # what is tried is at most a quarter of the batch
@@ -96,7 +97,7 @@ def step_of(module, method: Method, optimizer, loader: Loader, images: Images, c
     """One step as the loop makes it, waiting for the device."""
     raw = next(loader)
     random = Random(config.seed, raw.epoch, raw.index.clone())
-    ready = on_device(raw, loader.views, random, images, fabric.device)
+    ready = on_device(raw, loader.views, random, images, Spans(fabric.device))
     step = Step(0.5, 0, replace(random, index=ready.index))
     loss, _ = backward(module, ready, step, fabric, 1)
     clip(method, config.training.clip, config.training.clip_mode)

@@ -10,7 +10,7 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,21 @@ from ..data.images import Images
 from ..data.loader import Loader
 from ..data.philox import Random
 from ..data.photometric import augment
+from ..data.threads import processors
+from ..data.trial import try_packings
 from ..data.views import View, expand
 from ..errors import Failed
 from ..methods.base import Batch, Method, Step
 from ..signals import caught
 from . import checkpoint
+from .advice import Adviser, Pace
 from .optim import clip, make_optimizer, peak_rate, set_rates
 from .progress import Bar
 from .resume import Finite, first_broken, generators, keep_failure, past_failure, restore
 from .schedules import Budget, cosine, warm_cosine
 from .stages import WHOLE, Stage, stage_at, stages_of
+from .timing import Meter, Spans
+from .watch import Watch
 
 Probe = Callable[[torch.nn.Module], dict[str, float]]  # the one thing the loop knows of evaluation
 
@@ -47,6 +52,7 @@ class Outcome:
     images_seen: int
     seconds: float
     interrupted: int | None  # the signal that stopped it
+    stopped: str | None  # the alarm that stopped it
     bad_images: int
     waiting: float  # share of the time spent waiting for images
 
@@ -56,16 +62,20 @@ class Metrics:
 
     def __init__(self, folder: Path, images_seen: int):
         self.path = folder / "metrics.jsonl"
-        if self.path.exists():  # a resumed run says again what came after its checkpoint
-            kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["images"] <= images_seen]
-            self.path.write_text("".join(f"{line}\n" for line in kept))
+        self.kept: list[dict[str, Any]] = []  # a resumed run says again what came after its checkpoint
+        if self.path.exists():
+            lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]  # a kill cuts one
+            self.kept = [line for line in lines if line["images"] <= images_seen]
+            self.path.write_text("".join(f"{json.dumps(line)}\n" for line in self.kept))
         self.events = TensorBoardLogger(folder, name="tensorboard", version="")
 
-    def write(self, kind: str, images: int, **numbers: Any) -> None:
+    def write(self, kind: str, images: int, **numbers: Any) -> dict[str, Any]:
+        line = {"kind": kind, "images": images, **numbers}
         with open(self.path, "a") as file:
-            file.write(json.dumps({"kind": kind, "images": images, **numbers}) + "\n")
+            file.write(json.dumps(line) + "\n")
         scalars = {f"{kind}/{k}": v for k, v in numbers.items() if isinstance(v, int | float)}
         self.events.log_metrics(scalars, step=images)
+        return line
 
 
 class Signals:
@@ -80,15 +90,18 @@ class Signals:
         self.received = number
 
 
-def on_device(batch: Batch, views: list, random: Random, images: Images, device: torch.device) -> Batch:
+def on_device(batch: Batch, views: list, random: Random, images: Images, spans: Spans) -> Batch:
     """Move a batch to the device and apply what is photometric there."""
-    moved = [x.to(device, non_blocking=True) for x in batch.images]
-    random = replace(random, index=random.index.to(device))
+    with spans.copying() as move:
+        random = replace(random, index=move(random.index))
+        labels = None if batch.labels is None else move(batch.labels)
+        moved = replace(batch, images=[move(x) for x in batch.images], index=random.index, labels=labels,
+                        boxes=move(batch.boxes), flips=move(batch.flips), sizes=move(batch.sizes))
+    since = spans.now()
     looks = [augment(x, view, random, images.mean, images.std, view_index=i)
-             for i, (x, view) in enumerate(zip(moved, views, strict=True))]
-    labels = None if batch.labels is None else batch.labels.to(device)
-    return replace(batch, images=looks, index=random.index, labels=labels, boxes=batch.boxes.to(device),
-                   flips=batch.flips.to(device), sizes=batch.sizes.to(device))
+             for i, (x, view) in enumerate(zip(moved.images, views, strict=True))]
+    spans.add("augment", since)
+    return replace(moved, images=looks)
 
 
 def micro_batches(batch: Batch, parts: int) -> Iterator[Batch]:
@@ -134,21 +147,37 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
         if (skip_failure or force) and fabric.is_global_zero:  # what was decided now holds for a later resume too
             checkpoint.save(folder / "checkpoints", snapshot(), seen)
         at = f"epoch {loader.epoch}, batch {loader.position} of {loader.steps_per_epoch}"
-        for line in [f"forced: {forced}"] * bool(forced) + [skipping] * bool(skipping) + [f"going on at image {seen:,} ({at})"]:
-            console.print(line, soft_wrap=True, highlight=False)
+        for text in filter(None, (forced and f"forced: {forced}", skipping, f"going on at image {seen:,} ({at})")):
+            console.print(text, soft_wrap=True, highlight=False)
+    method.batch_size = t.batch_size
     metrics: Any = Metrics(folder, seen) if fabric.is_global_zero else None
+    watch = Watch(method.degenerate(), prototypes=getattr(method.config, "prototypes", None),
+                  start="random weights" if config.encoder.init is None else "the starting weights")
+    for line in metrics.kept if metrics else []:
+        watch.see(line, budget.progress(line["images"]))
 
-    stages, stage = stages_of(t, config.method), WHOLE
+    def log(kind: str, **numbers: Any) -> None:
+        line = metrics.write(kind, seen, **numbers)
+        if alarm := watch.see(line, budget.progress(seen)):
+            metrics.write("alarm", seen, **asdict(alarm))
+            console.print(f"watch: {alarm.sentence}", soft_wrap=True, highlight=False)
+
+    if config.watch.probes and not resume and metrics:
+        log("health", **probe(method.backbone))  # of the start, which later ones are held against; outside the budget
+    stages, stage, stop = stages_of(t, config.method), WHOLE, False
     probe_every = 1 / config.watch.probes if config.watch.probes else 2.0
     steps, saved_at, window, signals = seen // t.batch_size, time.monotonic(), Window(seen), Signals()
     finite = Finite(1 if fabric.device.type == "cpu" else config.watch.log_steps)
+    spans, world = Spans(fabric.device), fabric.world_size
+    meter = Meter(loader, spans, seen // world)
+    adviser = Adviser(images.source.path, lambda seconds, one: try_packings(images, views, seconds, one))
     method.train()
     budget.start()
     with caught(signals.note), Bar(console) as bar, contextlib.closing(loader):
         stream = iter(loader)
-        while not (budget.over(seen) or signals.received):
-            if fabric.world_size > 1:  # drop path draws from torch's generator: other numbers on each rank, no state to keep
-                torch.manual_seed(config.seed + seen * fabric.world_size + fabric.global_rank)
+        while not (budget.over(seen) or signals.received or stop):
+            if world > 1:  # drop path draws from torch's generator: other numbers on each rank, no state to keep
+                torch.manual_seed(config.seed + seen * world + fabric.global_rank)
             progress = budget.progress(seen)
             if (now := stage_at(stages, progress)) != stage:
                 stage, views = now, views_at(now, method)
@@ -161,50 +190,63 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 next(stream)
             where = {"epoch": loader.epoch, "position": loader.position, "images": seen}
             raw, drawn = next(stream), generators()
-            step = Step(progress, seen, Random(config.seed, raw.epoch, raw.index.clone()), fabric.global_rank, fabric.world_size,
-                        stage.mask_ratio)
-            batch = on_device(raw, views, step.random, images, fabric.device)
+            random = Random(config.seed, raw.epoch, raw.index.clone())
+            step = Step(progress, seen, random, fabric.global_rank, world, stage.mask_ratio)
+            batch = on_device(raw, views, step.random, images, spans)
+            since = spans.now()
             step.random = replace(step.random, index=batch.index)
             loss, numbers = backward(module, batch, step, fabric, t.accumulate if method.exact_accumulation else 1)
             method.before_update(step)
             norm = clip(method, t.clip, t.clip_mode)
             both = loss if t.precision == "16-mixed" else loss + norm  # its scaler meets infinite gradients and skips them
-            if bad := finite.first_bad(where, both, now=budget.over(seen + len(raw.index) * fabric.world_size)):
+            if bad := finite.first_bad(where, both, now=budget.over(seen + len(raw.index) * world)):
                 raise Failed(keep_failure(folder, snapshot() | {"generators": drawn}, raw, bad, loss,
                                           partial(first_broken, method, module, batch, step)))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step(step)
-            seen, steps = seen + len(raw.index) * fabric.world_size, steps + 1
-            agree(fabric, budget, seen, signals, is_due=steps % config.watch.log_steps == 0)
+            spans.add("step", since)
+            seen, steps = seen + len(raw.index) * world, steps + 1
+            stop = agree(fabric, budget, seen, signals, watch.stops(config.watch.on_collapse, budget.progress(seen)),
+                         is_due=steps % config.watch.log_steps == 0)
             is_due = steps % config.watch.log_steps == 0 or budget.over(seen)
-            if is_due and fabric.world_size > 1:
+            costs = meter.close(seen // world) if is_due else None
+            if is_due and world > 1:
                 loss = fabric.all_reduce(loss, reduce_op="mean")
             if not fabric.is_global_zero:
                 continue
 
             if is_due:
                 speed, waiting = window.close(seen, loader.waited)
-                metrics.write("train", seen, seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate,
-                              gradient_norm=float(norm), images_per_second=round(speed, 2), waiting=round(waiting, 4),
-                              **{name: float(value) for name, value in numbers.items()})
+                log("train", seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate, gradient_norm=float(norm),
+                    images_per_second=round(speed, 2), waiting=round(waiting, 4),
+                    seconds_an_image=costs and {k: float(f"{v:.3g}") for k, v in asdict(costs).items()},
+                    **{name: float(value) for name, value in numbers.items()})
                 left = max(budget.images - seen, 0) / max(speed, 1e-9)
                 bar.show(budget.progress(seen), loss=float(loss), speed=speed, waiting=waiting, left=left)
+                if costs:
+                    pace = Pace(waiting=waiting, speed=speed / world, costs=costs, threads=loader.threads,
+                                processors=max(1, processors() // world))
+                    if said := adviser.look(pace):
+                        console.print(f"  {said}", soft_wrap=True, highlight=False)
+                    window.close(seen, loader.waited), meter.close(seen // world)  # the time of a trial is not training speed
             if int(budget.progress(seen) / probe_every) > int(progress / probe_every):
                 found = probe(method.backbone)
                 method.train()
-                metrics.write("health", seen, **found)
+                log("health", **found)
                 if (score := found.get("knn_accuracy", float("-inf"))) > best:
                     best = score
                     checkpoint.save(folder / "checkpoints", snapshot(), seen, best=True)
-                window.close(seen, loader.waited)  # the time of a probe is not training speed
+                window.close(seen, loader.waited), meter.close(seen // world)  # nor is that of a probe
             if not finite.held and time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
                 checkpoint.save(folder / "checkpoints", snapshot(), seen)
                 saved_at = time.monotonic()
         if fabric.is_global_zero:
             checkpoint.save(folder / "checkpoints", snapshot(), seen)
             metrics.events.finalize("success")
-    return Outcome(seen, budget.elapsed(), signals.received or None, len(loader.bad), loader.waited / max(budget.elapsed(), 1e-9))
+    ended = budget.over(seen) or signals.received
+    return Outcome(seen, budget.elapsed(), signals.received or None, None if ended or watch.alarm is None else watch.alarm.sentence,
+                   len(loader.bad), loader.waited / max(budget.elapsed(), 1e-9))
 
 
 def prepare(method: Method, t: Training, fabric: Fabric) -> tuple[Any, Any]:
@@ -225,15 +267,21 @@ def views_at(stage: Stage, method: Method) -> list[View]:
     return views if stage.size == 1 else [view.scaled(stage.size, method.encoder.stride) for view in views]
 
 
-def agree(fabric: Fabric, budget: Budget, seen: int, signals: Signals, *, is_due: bool) -> None:
-    """Look at the clock; where there are several ranks, take over the first one's budget and any one's signal when it is due."""
+def agree(fabric: Fabric, budget: Budget, seen: int, signals: Signals, stop: bool, *, is_due: bool) -> bool:
+    """Look at the clock; returns whether to stop.
+
+    Several ranks take over the first one's budget and its wish to stop, and a signal that any received, when it is due.
+    """
     if fabric.world_size == 1:
         budget.look(seen)
-    elif is_due:
-        if fabric.is_global_zero:
-            budget.look(seen)
-        told = torch.tensor([budget.images if fabric.is_global_zero else 0, signals.received], device=fabric.device)
-        budget.images, signals.received = fabric.all_reduce(told, reduce_op="max").tolist()
+        return stop
+    if not is_due:
+        return False
+    if fabric.is_global_zero:
+        budget.look(seen)
+    told = torch.tensor([budget.images if fabric.is_global_zero else 0, signals.received, stop], device=fabric.device)
+    budget.images, signals.received, stop = fabric.all_reduce(told, reduce_op="max").tolist()
+    return bool(stop)
 
 
 def backward(module, batch: Batch, step: Step, fabric: Fabric, parts: int) -> tuple[Tensor, dict[str, Tensor]]:

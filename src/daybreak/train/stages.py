@@ -40,7 +40,7 @@ def stages_of(training: Training, method: Any) -> list[Stage]:
     Raises:
         Refused: a scheme that changes how much is hidden, with a method that has no such setting.
     """
-    if training.scheme == "none":
+    if training.scheme == "constant":
         return [WHOLE]
     scheme = SCHEMES[training.scheme]
     hides, ratios = hasattr(method, "mask_ratio"), {ratio for _, ratio in scheme}

@@ -1,0 +1,182 @@
+"""Planted failures: runs on the demo's images, each spoilt in one way, and what the run says of itself.
+
+    python benchmarks/planted_failures.py --seed 0 --json planted_failures.json
+
+Every method first runs as it should; then each failure is planted in the same run, with the same seed. Shown are the
+online kNN accuracy (knn-v1, a bank of 2,000 and 500 queries) at the random start and at the end, beside the healthy run's,
+and the first sentence that the run printed. The networks are tiny, so that all of it takes minutes on one core: the
+numbers say what a failure does, not what a method can do.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from rich.console import Console
+
+import daybreak
+from daybreak.data.images import Split
+from daybreak.errors import Failed
+from daybreak.methods.base import Batch, Method, Step, find
+from daybreak.review import make_probe
+from daybreak.runs import make_method, open_split, settings_tree
+from daybreak.train.loop import train
+from daybreak.train.plan import choose, make_budget
+
+DEMO = Path(daybreak.__file__).parent / "demo"
+COMMON = ("encoder.width=64", "encoder.depth=2", "training.precision=32-true", "training.batch_size=64",
+          "training.learning_rate_rule=fixed", "training.learning_rate=1e-3", "watch.log_steps=5", "watch.probes=5",
+          "watch.on_collapse=warn")
+HEALTHY = {  # method: images, settings
+    "simclr": (12_000, ("encoder.patch_size=7", "method.temperature=0.5", "method.scale=[0.3, 1.0]")),
+    "mae": (30_000, ("encoder.patch_size=7",)),
+    "sit": (12_000, ("encoder.patch_size=7", "method.hidden=128", "method.momentum=0.95")),
+    "dino": (12_000, ("encoder.patch_size=7", "method.local_views=2",
+                      "method.prototypes=256", "method.hidden=128", "method.momentum=0.95")),
+}
+
+
+def shown(change: Callable[[torch.Tensor], torch.Tensor], views: slice = slice(None)) -> Callable[[Method], None]:
+    """Show the method other images than the loader's: ``change`` of (B, C, h, w) views."""
+
+    def plant(method: Method) -> None:
+        forward = method.forward
+
+        def spoilt(batch: Batch, step: Step):
+            chosen = range(len(batch.images))[views]
+            images = [change(x) if i in chosen else x for i, x in enumerate(batch.images)]
+            return forward(dataclasses.replace(batch, images=images), step)
+
+        method.forward = spoilt  # type: ignore[method-assign]
+
+    return plant
+
+
+def zero_head(method: Method) -> None:
+    for parameter in method.head.parameters():  # type: ignore[union-attr]
+        parameter.data.zero_()
+
+
+def hot(method: Method) -> None:
+    method.config = dataclasses.replace(method.config, temperature=100.0)  # settings refuse more than 10
+
+
+CONSTANT, REPEATED = shown(torch.zeros_like), shown(lambda x: x[:1].expand_as(x).clone())
+PERMUTED = shown(lambda x: x.roll(1, 0), slice(1, 2))
+FAST = ("training.learning_rate=1.0",)
+DECAY = ("training.weight_decay=100.0", "training.final_weight_decay=100.0")
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A failure: settings on top of the healthy run's, or a change of the method once it is built."""
+
+    settings: tuple[str, ...] = ()
+    change: Callable[[Method], None] | None = None
+
+
+PLANTS = {  # method, what is wrong
+    ("simclr", "learning rate x 1000"): Plant(FAST),
+    ("simclr", "weight decay 100"): Plant(DECAY),
+    ("simclr", "projector zeroed"): Plant(change=zero_head),
+    ("simclr", "temperature 100"): Plant(change=hot),
+    ("simclr", "constant images"): Plant(change=CONSTANT),
+    ("simclr", "one image repeated"): Plant(change=REPEATED),
+    ("simclr", "targets permuted"): Plant(change=PERMUTED),
+    ("mae", "learning rate x 1000"): Plant(FAST),
+    ("mae", "weight decay 100"): Plant(DECAY),
+    ("mae", "constant images"): Plant(change=CONSTANT),
+    ("sit", "learning rate x 1000"): Plant(FAST),
+    ("sit", "weight decay 100"): Plant(DECAY),
+    ("sit", "constant images"): Plant(change=CONSTANT),
+    ("dino", "learning rate x 1000"): Plant(FAST),
+    ("dino", "teacher momentum 0"): Plant(("method.momentum=0.0",)),
+    ("dino", "teacher temperature 1"): Plant(("method.teacher_temperature=1.0", "method.final_teacher_temperature=1.0")),
+    ("dino", "no centring"): Plant(("method.centre_momentum=1.0",)),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    start: float  # online kNN accuracy of the random start
+    end: float | None  # and at the end; None if it did not get there
+    said: list[str]  # sentences of the watch, or the one that the run failed with
+    seconds: float
+
+
+def demo_split() -> Split:
+    return open_split({"path": str(DEMO / "animals-train.parquet"), "val": str(DEMO / "animals-val.parquet")})[1]
+
+
+def run(name: str, split: Split, plant: Plant | None = None, *, seed: int = 0, images: int | None = None,
+        settings: tuple[str, ...] | None = None) -> Outcome:
+    """Train a method on one core, spoilt or not, and read what it wrote."""
+    plant = plant or Plant()
+    budget, mine = HEALTHY[name]
+    chosen = [*COMMON, *(mine if settings is None else settings), *plant.settings]
+    tree = settings_tree(method=name, recipe=None, overrides=chosen, images=images or budget, seed=seed, threads=1)
+    config, _ = choose(find(name), tree, split.train, "cpu")
+    method = make_method(config, split.train.channels)
+    if plant.change:
+        plant.change(method)
+    fabric, said, began = Fabric(accelerator="cpu", devices=1), [], time.monotonic()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        try:
+            train(method, split.train, config, folder, fabric=fabric, budget=make_budget(config.training, len(split.train), None),
+                  probe=make_probe(split, config, fabric), console=Console(file=io.StringIO()))
+        except Failed as failure:
+            said.append(str(failure).replace(str(folder), "RUN"))
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    said = [line["sentence"] for line in lines if line["kind"] == "alarm"] + said
+    scores = [(line["images"], line["knn_accuracy"]) for line in lines if line["kind"] == "health"]
+    end = scores[-1][1] if scores[-1][0] >= config.training.images else None
+    return Outcome(scores[0][1], end, said, time.monotonic() - began)
+
+
+def table(record: dict) -> str:
+    """The page's table of what was measured."""
+    rows = ["| method | what is wrong | kNN, healthy | kNN, spoilt | what the run says |", "| --- | --- | --- | --- | --- |"]
+    for row in record["planted"]:
+        healthy = record["healthy"][row["method"]]
+        end = "stopped" if row["end"] is None else f"{row['end']:.1%}"
+        rows.append(f"| {row['method']} | {row['what']} | {healthy['end']:.1%} | {end} | {(row['said'] or ['nothing'])[0]} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="part of METHOD: WHAT")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    split = demo_split()
+    healthy, planted = {}, []
+    chosen = {key: plant for key, plant in PLANTS.items() if arguments.only in ": ".join(key)}
+    for name in dict.fromkeys(name for name, _ in chosen):
+        healthy[name] = dataclasses.asdict(run(name, split, seed=arguments.seed))
+        print(f"{name}: healthy {healthy[name]}", flush=True)
+    for (name, what), plant in chosen.items():
+        planted.append({"method": name, "what": what, **dataclasses.asdict(run(name, split, plant, seed=arguments.seed))})
+        print(f"{name}: {planted[-1]}", flush=True)
+    record = {"command": f"python benchmarks/planted_failures.py --seed {arguments.seed}", "torch": torch.__version__,
+              "machine": platform.machine(), "healthy": healthy, "planted": planted}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(record))
+
+
+if __name__ == "__main__":
+    main()

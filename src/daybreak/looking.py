@@ -1,0 +1,131 @@
+"""The verbs that look at the backbone of a run: evaluate, embed, explain, export."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from .data.images import open_images, split_images
+from .data.sources import printable
+from .errors import Refused
+from .evaluate.features import features
+from .evaluate.protocols import DEFAULT, Result, evaluate_features
+from .explain.maps import explain_images
+from .explain.neighbours import neighbours, spaced
+from .export.backbone import load
+from .export.formats import export as export_backbone
+from .report.explanation import write_explanation
+from .runs import device_name
+
+NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
+
+
+def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
+             label: str | None = None, seed: int = 0, console: Console | None = None) -> list[Result]:
+    """Measure the backbone of a run on labelled images and print the table.
+
+    Args:
+        run: folder of a run or of a backbone.
+        train: images of the bank, which linear-v1 also trains on. test: the queries.
+        protocols: names; None takes knn-v1 and linear-v1.
+
+    Raises:
+        Refused: unknown protocol, images without labels, classes that differ.
+    """
+    console = console or Console()
+    backbone, device = load(run), device_name()
+    backbone.encoder.to(device)
+    known: dict[str, Any] = dict(label=label, channels=backbone.channels)
+    first, second = open_images(train, **known), open_images(test, **known)
+    split = split_images(first, second)
+    split = replace(split, bank=first, train=first)
+    common: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
+    vectors = [features(backbone.encoder, images, **common) for images in (split.bank, split.queries)]
+    results, skipped = evaluate_features(
+        vectors[0], split.bank.labels, vectors[1], split.queries.labels, protocols=tuple(protocols or DEFAULT),
+        data=first.fingerprint, seed=seed, bank_groups=split.bank.groups, query_groups=split.queries.groups)
+    for left in skipped:
+        console.print(f"note: {left}")
+    if not results:
+        raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
+    for r in results:
+        error = f" ± {r.error:.1%}" if r.error is not None else ""
+        console.print(f"  {r.protocol}-{r.version} {r.metric}: {r.value:.1%}{error}")
+    return results
+
+
+def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,
+          console: Console | None = None) -> Path:
+    """Write a Parquet file with key, label and group (where there are any) and vector of every readable image."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    console = console or Console()
+    backbone, device, out = load(run), device_name(), Path(out)
+    backbone.encoder.to(device)
+    images = open_images(data, label=label, group=group, channels=backbone.channels)
+    console.print(f"data: {images.sentence()}", soft_wrap=True)
+    vectors = features(backbone.encoder, images, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
+    columns: dict[str, Any] = {"key": list(map(printable, images.keys))}
+    if images.labels is not None:
+        values = images.labels.values
+        columns["label"] = ([images.labels.classes[v] if v >= 0 else None for v in values] if images.labels.kind == "class"
+                            else values.tolist())
+    if images.groups is not None:
+        columns["group"] = list(map(printable, images.groups))
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.part")
+    pq.write_table(pa.table(columns), beside)
+    os.replace(beside, out)
+    console.print(f"{len(images):,} vectors of width {vectors.shape[1]}: {out}", soft_wrap=True)
+    return out
+
+
+def explain(run: str | Path, images: str | Path, *, out: str | Path, count: int = 12, label: str | None = None,
+            console: Console | None = None) -> Path:
+    """Write ``explain.html``: what the backbone of a run makes of some images, and how far its maps can be believed.
+
+    Args:
+        images: of any source; ``count`` of them, evenly spaced over classes and files, are explained.
+        out: folder of the page.
+
+    Returns:
+        The path of the page, one file under 10 MB that needs nothing else.
+
+    Raises:
+        Refused: no backbone, no readable images, a count that gives no page or one above 10 MB.
+    """
+    if count < 1:
+        raise Refused(f"--count {count}: at least one image must be explained.")
+    console = console or Console()
+    backbone, device = load(run), device_name()
+    backbone.encoder.to(device)
+    found = open_images(images, label=label, channels=backbone.channels)
+    console.print(f"data: {found.sentence()}", soft_wrap=True)
+    chosen = spaced(found, count)
+    others = np.setdiff1d(np.arange(len(found)), chosen)
+    others = others[np.linspace(0, len(others) - 1, min(len(others), NEIGHBOUR_BANK)).astype(int)]
+    shown, bank = found.subset(chosen), found.subset(others)
+    known: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
+    console.print(f"explaining {len(shown)} of {len(found):,} images; most of the time goes into scoring the maps")
+    explanation = explain_images(backbone.encoder, shown, **known)
+    near = neighbours(*(features(backbone.encoder, some, **known) for some in (shown, bank)), shown, bank,
+                      count=len(shown)) if len(bank) else None
+    path = write_explanation(Path(out), explanation, near, backbone=backbone.encoder, name=Path(run).resolve().name,
+                             info=backbone.info, data=found.sentence(), bank=len(bank))
+    for note in explanation.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    console.print(f"page: {path}", soft_wrap=True)
+    return path
+
+
+def export(run: str | Path, *, to: str, out: str | Path, console: Console | None = None) -> Path:
+    """Write the backbone of a run as ``timm``, ``safetensors`` or ``onnx``; returns what was written."""
+    path = export_backbone(run, to, out)
+    (console or Console()).print(f"{to}: {path}", soft_wrap=True)
+    return path

@@ -1,0 +1,220 @@
+"""Whether a run is learning: signs of collapse in what is logged anyway, and a sentence once two of them agree.
+
+It reads the lines of ``metrics.jsonl`` and nothing else, so a resumed run, or a program that looks at a folder, comes to
+the same judgement. One sign alone says nothing: losses start at their degenerate value, a random network may be narrow.
+K prototypes.
+"""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+# The thresholds. The furthest that runs went which still learned, while these were set: 0.16 of the rank and 0.32 of the
+# spread of the start (SiT), a loss 0.24 % from ln K and 0.987 of the full entropy (DINO), gradients 0.015 of the first ones
+# (MAE). Collapsed runs (DINO) had at most 0.11 of the rank, 0.13 of the spread, 0.001 of the gradient; 0.999 of the entropy.
+GRACE = 0.05  # share of the budget in which nothing is said
+RECORDS = 5  # last lines of training whose median is judged, so that one odd batch is none
+EARLY = 3  # first lines of training that later ones are compared with
+LOSS_NEAR = 0.002  # relative distance from a degenerate value that is the value
+LOSS_RISE = 1.3  # times the first loss
+ENTROPY_FULL = 0.995  # of ln K, of single assignments: all prototypes alike
+ENTROPY_NONE = 0.05  # of ln K, of the mean assignment: one prototype for all
+AGREEMENT = 0.999  # cosine of the two views of an image
+GRADIENT_LEFT, GRADIENT_NONE = 2e-3, 1e-8  # of the first norms, and at all
+GRADIENT_GROWTH = 100  # times the first norms
+SPREAD_LEFT, SPREAD_NONE = 0.2, 1e-3  # of the random start, and at all
+RANK_LEFT = 0.13  # of RankMe - 1 of the random start, since 1 is the least
+RANK_HALF = 0.5  # of the RankMe of weights that a run continues from
+KNN_ERRORS = 3  # standard errors of the difference below the random start
+STOP_AFTER = 0.1  # share of the budget that an alarm may last under "warn-then-stop"
+
+AGREEING = ("entropy", "gradient", "spread", "rank")  # of two signs one must be of these
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One thing that looks wrong: a clause, what it means, what usually helps."""
+
+    name: str
+    text: str
+    meaning: str
+    helps: str
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What is wrong, in a sentence, since which image; without signs it says that an alarm has passed."""
+
+    sentence: str
+    since: int
+    signs: tuple[str, ...]
+
+
+class Watch:
+    """Fed with each record of a run, it says when two signs of collapse agree.
+
+    Args:
+        degenerate: readings ``value: meaning`` of a loss that has collapsed, and the loss.
+        prototypes: K of methods that log ``assignment_entropy`` and ``mean_entropy``, in nats.
+        start: what the health of image 0 is of: "random weights", or weights that a run continues from.
+    """
+
+    def __init__(self, degenerate: Mapping[str, float], *, prototypes: int | None = None, start: str = "random weights"):
+        self.degenerate, self.of_start = dict(degenerate), start
+        self.is_worse_said = start == "random weights"  # there two signs must agree; of given weights one suffices
+        self.full = math.log(prototypes) if prototypes and prototypes > 1 else None
+        self.early: list[Mapping[str, Any]] = []
+        self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECORDS)
+        self.start: Mapping[str, Any] = {}  # health of the random start
+        self.health: Mapping[str, Any] = {}
+        self.since: dict[str, int] = {}  # image at which each sign of now began
+        self.alarm: Alarm | None = None
+        self.alarmed = 0.0  # progress at which it was raised
+
+    def see(self, record: Mapping[str, Any], progress: float) -> Alarm | None:
+        """Take in a line of ``metrics.jsonl`` at ``progress`` in [0, 1]; an alarm that is new or has passed, or None."""
+        if record["kind"] == "train":
+            self.recent.append(record)
+            if len(self.early) < EARLY:
+                self.early.append(record)
+        elif record["kind"] == "health" and record["images"] == 0:
+            self.start = record
+        elif record["kind"] == "health":
+            self.health = record
+        else:
+            return None
+        signs = self.signs()
+        self.since = {sign.name: self.since.get(sign.name, record["images"]) for sign in signs}
+        pair = agreeing(signs) if progress >= GRACE else None
+        if pair and self.alarm is None:
+            self.alarm, self.alarmed = self.describe(*pair), progress
+            return self.alarm
+        if not self.is_worse_said and progress >= GRACE and self.alarm is None and (worse := self.knn() or self.narrower()):
+            self.is_worse_said = True
+            return Alarm(f"{worse.text}: {worse.meaning}. Try {worse.helps}.", record["images"], (worse.name,))
+        if not pair and self.alarm is not None:
+            passed, self.alarm = self.alarm, None
+            return Alarm(f"what stood since image {passed.since:,} has passed.", record["images"], ())
+        return None
+
+    def stops(self, policy: str, progress: float) -> bool:
+        """Whether an alarm ends the run, under "warn", "stop" or "warn-then-stop"."""
+        if self.alarm is None or policy == "warn":
+            return False
+        return policy == "stop" or progress - self.alarmed >= STOP_AFTER
+
+    def describe(self, first: Sign, second: Sign) -> Alarm:
+        since = max(self.since[first.name], self.since[second.name])
+        return Alarm(f"since image {since:,} {first.text} and {second.text}: {first.meaning}. Try {first.helps}.", since,
+                     (first.name, second.name))
+
+    def signs(self) -> list[Sign]:
+        """All that looks wrong now, the most telling first."""
+        found = [self.stands(), self.assignment(), *self.gradients(), self.rise(), self.agreement(), *self.features(), self.knn()]
+        return [sign for sign in found if sign]
+
+    def value(self, name: str) -> float | None:
+        """Median of the last lines of training."""
+        values = [r[name] for r in self.recent if name in r]
+        return median(values) if len(values) >= EARLY else None
+
+    def first(self, name: str) -> float:
+        return median(r[name] for r in self.early)
+
+    def stands(self) -> Sign | None:
+        loss, scale = self.value("loss"), max(map(abs, self.degenerate.values()), default=0.0)
+        for reading, value in self.degenerate.items():
+            if loss is not None and abs(loss - value) <= LOSS_NEAR * scale:
+                name, colon, meaning = reading.partition(": ")
+                return Sign("loss", f"the loss stands at {loss:.3f}" + (f" = {name}" if colon else ""),
+                            meaning if colon else reading, self.lower())
+        return None
+
+    def lower(self) -> str:
+        return "a lower learning rate or a longer warm-up" + (" of the teacher temperature" if self.full else "")
+
+    def assignment(self) -> Sign | None:
+        each, mean = self.value("assignment_entropy"), self.value("mean_entropy")
+        if self.full is None or each is None or mean is None:
+            return None
+        if each >= ENTROPY_FULL * self.full:
+            return Sign("entropy", "the assignment entropy is full", "the output is uniform", self.lower())
+        if mean <= ENTROPY_NONE * self.full:
+            return Sign("entropy", f"the entropy of the mean assignment is {mean:.2g} of {self.full:.2f}",
+                        "every image goes to one prototype", "a higher teacher temperature or a lower learning rate")
+        return None
+
+    def gradients(self) -> list[Sign]:
+        norm = self.value("gradient_norm")
+        if norm is None:
+            return []
+        first = self.first("gradient_norm")
+        found = []
+        if norm <= GRADIENT_NONE or norm <= GRADIENT_LEFT * first:
+            text = "the gradient is zero" if norm <= GRADIENT_NONE else f"the gradient norm fell from {first:.2g} to {norm:.2g}"
+            found.append(Sign("gradient", text, "nothing is learned any more",
+                              "a lower learning rate, and look at the images and at the settings that differ"))
+        elif norm >= GRADIENT_GROWTH * first:
+            found.append(Sign("explosion", f"the gradient norm rose from {first:.2g} to {norm:.2g}", "the training diverges",
+                              "a tenth of the learning rate, or a clip (--set training.clip=1)"))
+        return found
+
+    def rise(self) -> Sign | None:
+        loss = self.value("loss")
+        if loss is None or not 0 < LOSS_RISE * self.first("loss") <= loss:
+            return None
+        return Sign("rise", f"the loss rose from {self.first('loss'):.3g} to {loss:.3g}", "the training diverges",
+                    "a tenth of the learning rate, or a longer warm-up")
+
+    def agreement(self) -> Sign | None:
+        cosine = self.value("agreement")
+        if cosine is None or cosine < AGREEMENT:
+            return None
+        return Sign("agreement", f"the views of an image agree to {cosine:.4f}", "all images get one vector",
+                    "a lower learning rate or a higher momentum of the teacher")
+
+    def features(self) -> list[Sign]:
+        if not self.start or not self.health:
+            return []
+        found, helps = [], "a lower learning rate or a smaller weight decay"
+        spread, before = self.health["spread"], self.start["spread"]
+        if spread <= max(SPREAD_LEFT * before, SPREAD_NONE):
+            found.append(Sign("spread", f"the spread of the features is {spread:.2g} ({before:.2g} at the start)",
+                              "the features of all images are nearly one vector", helps))
+        rank, before = self.health["rankme"], self.start["rankme"]
+        if rank - 1 <= RANK_LEFT * (before - 1):
+            found.append(Sign("rank", f"the features use {rank:.1f} directions by RankMe ({before:.1f} at the start)",
+                              "the features have lost most of their directions", helps))
+        return found
+
+    def knn(self) -> Sign | None:
+        now, before = self.health.get("knn_accuracy"), self.start.get("knn_accuracy")
+        if now is None or before is None:
+            return None
+        error = math.hypot(self.health.get("knn_error", 0.0), self.start.get("knn_error", 0.0))
+        if now >= before - KNN_ERRORS * error:
+            return None
+        return Sign("knn", f"kNN accuracy is {now:.1%}, below the {before:.1%} of {self.of_start}",
+                    "training has made the features worse", "a lower learning rate or milder augmentation")
+
+    def narrower(self) -> Sign | None:
+        """Where there are no labels: the rank is half of what it was at the start."""
+        if "knn_accuracy" in self.start or not self.start or not self.health:
+            return None
+        rank, before = self.health["rankme"], self.start["rankme"]
+        if rank > RANK_HALF * before:
+            return None
+        return Sign("rank", f"the features use {rank:.1f} directions by RankMe, {before:.1f} those of {self.of_start}",
+                    "training has made them narrower", "a lower learning rate")
+
+
+def agreeing(signs: list[Sign]) -> tuple[Sign, Sign] | None:
+    """The most telling sign and the next that agrees with it; one of the two is about entropy, gradient, spread or rank."""
+    if len(signs) < 2:
+        return None
+    first, others = signs[0], signs[1:]
+    seconds = others if first.name in AGREEING else [sign for sign in others if sign.name in AGREEING]
+    return (first, seconds[0]) if seconds else None

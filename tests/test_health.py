@@ -1,0 +1,116 @@
+"""Planted failures are named and healthy runs left in peace, at the same thresholds; what an alarm does to a run."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from test_learns import DEMO, LESSONS, SETTINGS
+
+import daybreak
+from daybreak.cli import main
+from daybreak.methods import base
+from daybreak.runs import open_split
+
+ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location("planted_failures", ROOT / "benchmarks" / "planted_failures.py")
+planted = importlib.util.module_from_spec(spec)
+sys.modules["planted_failures"] = planted
+spec.loader.exec_module(planted)
+
+FALL = 0.05  # of kNN accuracy, below the healthy run with the same seed: over two standard errors of 500 queries
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return planted.demo_split()
+
+
+@pytest.fixture(scope="module")
+def healthy(demo):
+    """The run as it should be, of a method, once."""
+    known = {}
+
+    def run(name):
+        if name not in known:
+            known[name] = planted.run(name, demo)
+        return known[name]
+
+    return run
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "what"), list(planted.PLANTS), ids=": ".join)
+def test_a_planted_failure_hurts_and_is_named(name, what, demo, healthy):
+    good, bad = healthy(name), planted.run(name, demo, planted.PLANTS[name, what])
+    assert not good.said
+    assert bad.end is None or bad.end < good.end - FALL
+    assert bad.said, f"{bad} raised no alarm"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", base.names())
+def test_a_healthy_run_of_each_method_raises_no_alarm(name, noisy_textures):
+    """The runs of test_learns.py, which are shown there to learn, at their full budget."""
+    lesson = LESSONS[name]
+    data = ({"path": str(noisy_textures)} if lesson.on_textures else
+            {"path": str(DEMO / "animals-train.parquet"), "val": str(DEMO / "animals-val.parquet")})
+    settings = [s for s in (*SETTINGS, *lesson.settings) if not s.startswith("watch.")]
+    assert not planted.run(name, open_split(data)[1], images=lesson.images, settings=tuple(settings)).said
+
+
+def test_the_page_shows_what_was_measured():
+    record = json.loads((ROOT / "benchmarks" / "results" / "planted_failures_cpu.json").read_text())
+    page = (ROOT / "docs" / "health.md").read_text()
+    assert planted.table(record) in page and record["command"] in page
+
+
+@pytest.fixture
+def zeroed(monkeypatch):
+    """SimCLR with a head of zeros: all views alike, no gradient."""
+    cls = base.find("simclr")
+    start = cls.__init__
+
+    def build(self, *arguments):
+        start(self, *arguments)
+        planted.zero_head(self)
+
+    monkeypatch.setattr(cls, "__init__", build)
+
+
+KNOWN = dict(method="simclr", images=1280, batch_size=64, threads=1, pictures=False, overrides=[
+    "encoder.width=64", "encoder.depth=1", "method.hidden=32", "watch.log_steps=1", "watch.probes=2", "watch.probe_bank=64",
+    "watch.probe_queries=32"])
+SENTENCE = "the loss stands at 4.844 = ln 127 and the gradient is zero: no view is told from another. Try a lower learning rate"
+
+
+def test_an_alarm_stops_the_run_is_kept_and_shown_and_may_be_overruled(zeroed, textures, tmp_path, capsys):
+    run = daybreak.pretrain(textures, out=tmp_path / "run", on_collapse="stop", **KNOWN)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    (alarm,) = [line for line in lines if line["kind"] == "alarm"]
+    assert SENTENCE in run.stopped and alarm["sentence"] == run.stopped and alarm["images"] == alarm["since"] == 192
+    assert lines[-1]["images"] == 192 and any("The run was stopped after 192 images" in note for note in run.notes)
+    report = run.report.read_text()
+    assert report.index(SENTENCE) < report.index('id="accuracy"')
+    out = capsys.readouterr().out
+    assert f"watch: since image 192 {SENTENCE}" in out and "--on-collapse warn" in out
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", "--resume", str(run.folder), "--no-pictures"])
+    assert end.value.code == 1  # it is stopped where it stood
+    rest = daybreak.pretrain(resume=run.folder, on_collapse="warn", pictures=False)
+    assert rest.stopped is None and json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])["images"] == 1280
+
+
+def test_by_default_an_alarm_may_stand_for_a_tenth_of_the_budget(zeroed, textures, tmp_path):
+    run = daybreak.pretrain(textures, out=tmp_path / "run", **KNOWN)
+    last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert run.stopped and last["images"] == 192 + 128
+
+
+def test_the_random_start_is_measured_before_the_first_step(textures, tmp_path):
+    run = daybreak.pretrain(textures, out=tmp_path / "run", **KNOWN)
+    first = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["kind"] == "health" and first["images"] == 0 and 0 < first["knn_accuracy"] < 1 and first["knn_error"] > 0
+    (random,) = [r for r in run.results if (r.metric, r.backbone) == ("spread", "random")]
+    assert run.stopped is None and first["spread"] == pytest.approx(random.value, abs=0.1)  # of 64 images and of all

@@ -1,0 +1,132 @@
+"""The judgement on made-up records: what is said, when, since when, and what is left unsaid."""
+
+import math
+
+import pytest
+
+from daybreak.train.watch import STOP_AFTER, Alarm, Watch
+
+LN = math.log(4096)
+DINO = {"ln 4096: the output is uniform": LN, "0: every image goes to one prototype": 0.0}
+START = dict(kind="health", images=0, rankme=20.0, spread=0.5, knn_accuracy=0.6, knn_error=0.02)
+
+
+def train(images, loss=5.0, norm=1.0, **numbers):
+    return dict(kind="train", images=images, loss=loss, gradient_norm=norm, **numbers)
+
+
+def health(images, **numbers):
+    return START | dict(images=images) | numbers
+
+
+def feed(watch, records, budget=10_000) -> list[Alarm]:
+    return [alarm for record in records if (alarm := watch.see(record, record["images"] / budget))]
+
+
+def uniform(images):
+    return train(images, loss=LN, assignment_entropy=LN, mean_entropy=LN)
+
+
+def good(images):
+    return train(images, loss=6.0, assignment_entropy=2.0, mean_entropy=8.0)
+
+
+def test_a_uniform_output_is_named_once_with_its_image():
+    records = [START, *map(good, range(100, 3000, 100)), *map(uniform, range(3000, 6000, 100))]
+    (alarm,) = feed(Watch(DINO, prototypes=4096), records)
+    assert alarm == Alarm("since image 3,200 the loss stands at 8.318 = ln 4096 and the assignment entropy is full: the output is "
+                          "uniform. Try a lower learning rate or a longer warm-up of the teacher temperature.", 3200,
+                          ("loss", "entropy"))
+
+
+def test_nothing_is_said_in_the_first_twentieth_and_then_since_when_it_began():
+    watch = Watch(DINO, prototypes=4096)
+    assert not feed(watch, map(uniform, range(10, 500, 10)))
+    (alarm,) = feed(watch, [uniform(500)])
+    assert alarm.since == 30  # the third record: fewer have no median
+
+
+def test_an_alarm_that_passes_is_taken_back_and_may_come_again():
+    watch = Watch(DINO, prototypes=4096)
+    parts = [map(uniform, range(500, 1000, 100)), map(good, range(1000, 2000, 100)), map(uniform, range(2000, 3000, 100))]
+    found = feed(watch, [record for part in parts for record in part])
+    assert [bool(alarm.signs) for alarm in found] == [True, False, True]
+    assert found[1].sentence == "what stood since image 700 has passed."
+    assert watch.alarm is found[2]
+
+
+@pytest.mark.parametrize(("records", "signs", "words"), [
+    ([uniform(i) for i in range(100, 2000, 100)], ("loss", "entropy"), "the output is uniform"),
+    ([train(i, loss=0.01, assignment_entropy=0.0, mean_entropy=0.001) for i in range(100, 2000, 100)], ("loss", "entropy"),
+     "every image goes to one prototype"),
+    ([*map(train, range(100, 1000, 100)), *(train(i, loss=9.0, norm=500) for i in range(1000, 2000, 100)),
+      health(2000, spread=0.01)], ("explosion", "spread"), "the training diverges"),
+    ([*map(train, range(100, 1000, 100)), *(train(i, loss=9.0) for i in range(1000, 2000, 100)), health(2000, rankme=1.5)],
+     ("rise", "rank"), "the loss rose from 5 to 9"),
+    ([*(train(i, loss=LN, norm=0.0) for i in range(100, 2000, 100))], ("loss", "gradient"), "the gradient is zero"),
+    ([*map(train, range(100, 1000, 100)), *(train(i, loss=LN, norm=1e-4) for i in range(1000, 2000, 100))],
+     ("loss", "gradient"), "the gradient norm fell from 1 to 0.0001"),
+    ([*(train(i, agreement=0.9999) for i in range(100, 2000, 100)), health(2000, spread=0.05)], ("agreement", "spread"),
+     "all images get one vector"),
+    ([*map(train, range(100, 2000, 100)), health(2000, rankme=1.2, spread=0.02)], ("spread", "rank"), "nearly one vector"),
+    ([*map(train, range(100, 2000, 100)), health(2000, rankme=1.2, knn_accuracy=0.3)], ("rank", "knn"),
+     "30.0%, below the 60.0% of random weights"),
+])
+def test_two_signs_make_an_alarm(records, signs, words):
+    (alarm,) = feed(Watch(DINO, prototypes=4096), [START, *records])
+    assert alarm.signs == signs and words in alarm.sentence and ". Try " in alarm.sentence
+
+
+@pytest.mark.parametrize("records", [
+    [train(i, loss=LN) for i in range(100, 2000, 100)],  # a loss alone
+    [train(i, assignment_entropy=LN, mean_entropy=LN) for i in range(100, 2000, 100)],  # an entropy alone
+    [*map(train, range(100, 2000, 100)), health(2000, rankme=1.2)],  # a rank alone
+    [*(train(i, loss=LN) for i in range(100, 2000, 100)), health(2000, knn_accuracy=0.3)],  # two, but none of the four
+    [*map(train, range(100, 2000, 100)), health(2000, rankme=3.6, spread=0.16, knn_accuracy=0.53)],  # low and healthy
+    [*(train(i, loss=LN if i % 300 == 0 else 6.0, assignment_entropy=LN if i % 300 == 0 else 2.0, mean_entropy=8.0)
+       for i in range(100, 2000, 100))],  # odd batches
+    [uniform(100), uniform(2000)],  # too few to have a median
+])
+def test_one_sign_or_an_odd_batch_is_no_alarm(records):
+    assert not feed(Watch(DINO, prototypes=4096), [START, *records])
+
+
+def test_without_probes_labels_or_prototypes_it_judges_by_what_there_is():
+    assert not feed(Watch({}), [train(i, loss=0.0) for i in range(100, 2000, 100)])
+    blind = [{k: v for k, v in r.items() if not k.startswith("knn")} for r in (START, health(2000, rankme=1.1, spread=0.01))]
+    assert len(feed(Watch({}), blind)) == 1
+
+
+def test_images_that_are_all_alike_show_in_the_spread_whatever_it_was_at_the_start():
+    same = [r | {"spread": 0.0, "rankme": 1.0} for r in (START, health(2000))]
+    (alarm,) = feed(Watch({}), same)
+    assert alarm.signs == ("spread", "rank")
+
+
+def test_policies():
+    watch = Watch(DINO, prototypes=4096)
+    assert not watch.stops("stop", 0.1)
+    feed(watch, map(uniform, range(500, 1000, 100)))
+    began = watch.alarmed
+    assert watch.stops("stop", began) and not watch.stops("warn", 1.0)
+    assert not watch.stops("warn-then-stop", began + 0.99 * STOP_AFTER) and watch.stops("warn-then-stop", began + STOP_AFTER)
+
+
+def test_records_read_again_give_the_same_judgement():
+    records = [START, *map(good, range(100, 3000, 100)), *map(uniform, range(3000, 4000, 100))]
+    whole, again = Watch(DINO, prototypes=4096), Watch(DINO, prototypes=4096)
+    found = feed(whole, records)
+    for record in [*records[:20], dict(kind="alarm", images=1900, sentence="x", since=3, signs=[]), *records[20:]]:
+        again.see(record, record["images"] / 10_000)
+    assert again.alarm == found[0] and again.since == whole.since
+
+
+def test_weights_that_a_run_continues_from_and_makes_worse_are_said_once_by_one_sign():
+    watch = Watch(DINO, prototypes=4096, start="the starting weights")
+    records = [START, *map(good, range(100, 1000, 100)), health(1000, knn_accuracy=0.4), health(2000, knn_accuracy=0.4)]
+    (alarm,) = feed(watch, records)
+    assert alarm.sentence.startswith("kNN accuracy is 40.0%, below the 60.0% of the starting weights") and watch.alarm is None
+    without = [{k: v for k, v in record.items() if "knn" not in k} for record in [START, health(1000, rankme=9.0)]]
+    (alarm,) = feed(Watch(DINO, start="the starting weights"), without)
+    assert "9.0 directions by RankMe, 20.0 those of the starting weights" in alarm.sentence
+    assert not feed(Watch(DINO, prototypes=4096), [START, health(1000, knn_accuracy=0.4)])
