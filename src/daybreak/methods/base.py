@@ -73,7 +73,7 @@ class Method(nn.Module):
     name: ClassVar[str]
     Config: ClassVar[type]
     pool: ClassVar[Literal["cls", "mean"]]  # "cls" | "mean": which feature the backbone is used by
-    labels: ClassVar[str]  # "none" | "class" | "multi" | "value"
+    labels: ClassVar[str]  # "none" | "class" | "multi" | "value"; a setting ``classes`` is filled in by the data
     positions: ClassVar[Literal["learned", "fixed"]]
     init: ClassVar[Literal["timm", "xavier"]]
     backbone_of: ClassVar[str]  # "student" | "teacher": which of the two is evaluated and exported
