@@ -92,7 +92,7 @@ def timm_vit(encoder: Encoder) -> nn.Module:
 class LightlyMAE(nn.Module):
     def __init__(self, ours: Method):
         super().__init__()
-        vit, width = timm_vit(ours.encoder), ours.embed.out_features
+        vit, width = timm_vit(ours.encoder), ours.decoder.embed.out_features
         unused = nn.Parameter(torch.zeros(1, 1, vit.embed_dim), requires_grad=False)
         self.mask_ratio, self.patch = ours.config.mask_ratio, ours.encoder.patch
         self.backbone = MaskedVisionTransformerTIMM(vit, mask_token=unused)
@@ -100,11 +100,11 @@ class LightlyMAE(nn.Module):
         self.decoder = MaskedVisionTransformerDecoderTIMM(
             num_patches=vit.patch_embed.num_patches,
             embed_dim=width,
-            depth=len(ours.blocks),
-            num_heads=ours.blocks[0].attn.num_heads,
+            depth=len(ours.decoder.blocks),
+            num_heads=ours.decoder.blocks[0].attn.num_heads,
             num_prefix_tokens=vit.num_prefix_tokens,
         )
-        self.prediction_head = nn.Linear(width, ours.paint.out_features)
+        self.prediction_head = nn.Linear(width, ours.decoder.predict.out_features)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         size = (len(images), self.backbone.sequence_length)
@@ -135,16 +135,16 @@ class LightlySimCLR(nn.Module):
 class TimmMAE(nn.Module):
     def __init__(self, ours: Method):
         super().__init__()
-        self.vit, width = timm_vit(ours.encoder), ours.embed.out_features
+        self.vit, width = timm_vit(ours.encoder), ours.decoder.embed.out_features
         self.vit.pos_embed.requires_grad_(False)
         self.mask_ratio, self.patch = ours.config.mask_ratio, ours.encoder.patch
         self.embed = nn.Linear(self.vit.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         positions = F.pad(sincos_positions(width, *self.vit.patch_embed.grid_size), (0, 0, 1, 0))
         self.register_buffer("positions", positions[None])  # (1, 1 + N, E)
-        self.blocks = nn.Sequential(*(Block(width, b.attn.num_heads, qkv_bias=True) for b in ours.blocks))
+        self.blocks = nn.Sequential(*(Block(width, b.attn.num_heads, qkv_bias=True) for b in ours.decoder.blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.paint = nn.Linear(width, ours.paint.out_features)
+        self.paint = nn.Linear(width, ours.decoder.predict.out_features)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         vit = self.vit
@@ -190,12 +190,11 @@ class TimmSimCLR(nn.Module):
 
 # By library and method: its module, and where our weights go: the beginnings of names, ours to theirs.
 PEERS: dict[tuple[str, str], tuple[type[nn.Module], dict[str, str]]] = {
-    ("timm", "mae"): (TimmMAE, {"encoder.model.": "vit."}),
+    ("timm", "mae"): (TimmMAE, {"encoder.model.": "vit.", "decoder.predict.": "paint.", "decoder.": ""}),
     ("timm", "simclr"): (TimmSimCLR, {"encoder.model.": "vit."}),
     ("lightly", "simclr"): (LightlySimCLR, {"encoder.model.": "backbone.", "head.": "projection_head.layers."}),
     ("lightly", "mae"): (LightlyMAE, {
-        "encoder.model.": "backbone.vit.", "embed.": "decoder_embed.", "mask_token": "decoder.mask_token",
-        "blocks.": "decoder.blocks.", "norm.": "decoder.norm.", "paint.": "prediction_head.",
+        "encoder.model.": "backbone.vit.", "decoder.embed.": "decoder_embed.", "decoder.predict.": "prediction_head.",
     }),
 }
 

@@ -14,6 +14,18 @@ from daybreak.data.views import expand
 from daybreak.methods.base import Step, find
 from daybreak.nn.encoder import Encoder
 
+# Settings of methods with narrow heads, for tests.
+NARROW: dict[str, dict[str, int]] = {
+    "dino": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "local_views": 2},
+    "hydra": {"hidden": 32, "output": 16, "embedding": 32, "gate_hidden": 32},
+    "mae": {"decoder_width": 32, "decoder_depth": 1},
+    "mcssl": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "local_views": 2},
+    "mmc": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "contrast_hidden": 32, "contrast_output": 16},
+    "pseudo_mae": {"folds": 2, "decoder_width": 32, "decoder_depth": 1, "prototypes": 32, "hidden": 32, "bottleneck": 16},
+    "simclr": {"hidden": 32, "output": 16},
+    "sit": {"hidden": 32, "output": 16},
+}
+CLASSES = 4  # of the labels in a batch of noise, for methods that learn from labels
 TEXTURES = ("across", "checks", "diagonal", "dots", "upright")
 
 
@@ -78,8 +90,7 @@ def noisy_textures(tmp_path_factory) -> Path:
 def tiny_method(name: str, *, size=(16, 16), channels: int = 3, seed: int = 0, encoder: str = "vit_micro", **settings):
     """A method on a ViT of width 64 and 2 blocks, patch 4, with heads to match."""
     cls = find(name)
-    small = {"dino": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "local_views": 2}, "sit": {"hidden": 32, "output": 16},
-             "simclr": {"hidden": 32, "output": 16}, "mae": {"decoder_width": 32, "decoder_depth": 1}}.get(name, {})
+    small = NARROW.get(name, {}) | ({"classes": CLASSES} if cls.labels == "class" else {})
     torch.manual_seed(seed)
     shape = dict(patch_size=4, width=64, depth=2, heads=2) if encoder == "vit_micro" else {}
     made = Encoder(encoder, image_size=size, channels=channels, pool=cls.pool, positions=cls.positions, init=cls.init, **shape)
@@ -87,12 +98,13 @@ def tiny_method(name: str, *, size=(16, 16), channels: int = 3, seed: int = 0, e
 
 
 def noise_batch(method, count: int = 8, seed: int = 0) -> Batch:
-    """Normalised noise for each view of a method."""
+    """Normalised noise for each view of a method, and a class for each image where it learns from classes."""
     random, views = torch.Generator().manual_seed(seed), expand(method.views)
     images = [torch.randn(count, method.encoder.channels, v.height, v.width, generator=random) for v in views]
     return Batch(images=images, boxes=torch.rand(len(views), count, 4, generator=random),
                  flips=torch.zeros(len(views), count, dtype=torch.bool), index=torch.arange(count),
-                 sizes=torch.full((count, 2), 32), labels=None, epoch=0)
+                 sizes=torch.full((count, 2), 32), epoch=0,
+                 labels=torch.arange(count) % CLASSES if method.labels == "class" else None)
 
 
 def step_for(batch: Batch, progress: float = 0.5, seed: int = 0) -> Step:

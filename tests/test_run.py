@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import NARROW
 
 import daybreak
 from daybreak import verbs
@@ -100,7 +101,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, scheme, stop_at, textures,
     """
     cls = base.find(name)
     monkeypatch.setattr(verbs, "say_forecast", lambda *_: None)  # its steps are not the run's
-    small = {"dino": ["method.prototypes=32", "method.hidden=32"], "sit": ["method.hidden=32"]}.get(name, [])
+    small = [f"method.{key}={value}" for key, value in NARROW.get(name, {}).items()]
     known = dict(method=name, images=768, batch_size=64, seed=3, pictures=False, overrides=[
         "encoder.width=64", "encoder.depth=1", "encoder.drop_path=0.1", "watch.probes=2", "watch.probe_bank=64",
         "watch.probe_queries=32", f"training.scheme={scheme}", *small])
@@ -151,6 +152,39 @@ def test_without_labels_health_and_pictures_still_come(textures, tmp_path):
     assert not [r for r in run.results if r.protocol in ("knn", "linear")]
     assert {r.metric for r in run.results} >= {"rankme", "spread"}
     assert "no labels" in (run.folder / "report.html").read_text()
+
+
+def test_a_method_that_learns_from_labels_refuses_images_without(textures, tmp_path, capsys):
+    for i, path in enumerate(sorted(textures.glob("*/*.png"))[::4]):
+        (tmp_path / f"{i}.png").write_bytes(path.read_bytes())
+    code, _, err = say(capsys, "pretrain", tmp_path, "--method", "hydra", "--out", tmp_path / "run", *QUICK)
+    assert code == 2 and "no labels, and 'hydra' learns from a label" in err and len(err.strip().splitlines()) == 1
+    values = pa.table({"path": [str(p) for p in sorted(tmp_path.glob("*.png"))], "age": np.linspace(0, 1, 150)})
+    pq.write_table(values, tmp_path / "list.parquet")
+    code, _, err = say(capsys, "pretrain", tmp_path / "list.parquet", "--method", "hydra", "--out", tmp_path / "run", *QUICK)
+    assert code == 2 and "of the kind 'value'" in err and len(err.strip().splitlines()) == 1
+    code, _, err = say(capsys, "pretrain", textures, "--method", "hydra", "--out", tmp_path / "run", *QUICK,
+                       "--set", "method.classes=4")
+    assert code == 2 and "has 5 classes" in err and not (tmp_path / "run").exists()
+
+
+def test_a_method_that_learns_from_labels_never_sees_the_queries(textures, tmp_path, monkeypatch):
+    monkeypatch.setattr(verbs, "say_forecast", lambda *_: None)
+    trained = []
+    forward = base.find("hydra").forward
+
+    def noting(self, batch, step):
+        trained.append(batch.index)
+        return forward(self, batch, step)
+
+    monkeypatch.setattr(base.find("hydra"), "forward", noting)
+    run = daybreak.pretrain(textures, method="hydra", images=1200, batch_size=64, out=tmp_path / "run", pictures=False,
+                            overrides=["encoder.width=64", "encoder.depth=1", "watch.probes=0"])
+    sizes = {(r.num_train, r.num_test) for r in run.results if r.protocol == "knn" and r.backbone == "trained"}
+    ((bank, queries),) = sizes
+    assert bank + queries == 600 and int(torch.cat(trained).max()) < bank
+    assert not any("pretraining saw them" in note for note in run.notes)
+    assert "pretrained with labels" in (run.folder / "backbone" / "README.md").read_text()
 
 
 def folder_of(tmp_path, **files) -> str:

@@ -54,9 +54,9 @@ def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcom
            pictures: bool, console: Console) -> Run:
     """Measure the trained backbone beside its random start and raw pixels; write weights, results and report."""
     write_backbone(method.backbone, folder / "backbone", mean=split.train.mean, std=split.train.std,
-                   info={"method": config.method_name, "images_seen": outcome.images_seen, "seed": config.seed,
-                         "data": split.train.fingerprint, "channels": split.train.channels, "depth": split.train.depth,
-                         "background": config.data.background})
+                   info={"method": config.method_name, "labels": method.labels, "images_seen": outcome.images_seen,
+                         "seed": config.seed, "data": split.train.fingerprint, "channels": split.train.channels,
+                         "depth": split.train.depth, "background": config.data.background})
     console.print("evaluating the trained backbone, the same network with random weights, raw pixels")
     results, skipped, (bank, queries) = measure(method, config, split, fabric)
     notes = list(dict.fromkeys(str(s) for s in skipped))

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def resolve(console: Console, device: str, tree: Tree) -> tuple[Images, Split, R
     cls = find(named.setdefault("name", "sit"))
     if named["name"] != cls.name:  # a file of the user's own: the run finds it again from any folder
         named["name"] = str(Path(named["name"]).resolve())
-    images, split = open_split(tree.get("data", {}))
+    images, split = open_split(tree.get("data", {}), cls.labels)
     console.print(f"data: {images.sentence()}", soft_wrap=True)
     config, choices = choose(cls, tree, split.train, device)
     check_devices(config.training.devices, device)
@@ -176,15 +177,21 @@ def make_room(folder: Path, config: RunConfig, *, force: bool) -> str:
     return f"{differs} stood in {folder}; it is now {aside}"
 
 
-def open_split(data: Mapping[str, Any]) -> tuple[Images, Split]:
-    """The images of a run and what of them is pretrained on, bank and queries."""
+def open_split(data: Mapping[str, Any], labels: str = "none") -> tuple[Images, Split]:
+    """The images of a run and what of them is pretrained on, bank and queries.
+
+    A method that learns from ``labels`` never sees the queries; another may, where the data have no split of their own.
+    """
     known: dict[str, Any] = dict(label=data.get("label"), group=data.get("group"), background=data.get("background", 255),
                  max_bad=data.get("max_bad", 0.05), threads=data.get("threads"))
     if not data.get("path"):
         raise Refused("no data: give a folder, an archive, a list or a table of images, as in: daybreak pretrain DATA.")
     images = open_images(data["path"], channels=data.get("channels"), **known)
     val = open_images(data["val"], **(known | {"channels": images.channels})) if data.get("val") else None
-    return images, split_images(images, val)
+    split = split_images(images, val)
+    if split.seen and labels != "none":
+        split = replace(split, train=split.bank, seen=False)
+    return images, split
 
 
 def free_folder(parent: Path, name: str) -> Path:

@@ -132,7 +132,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
         interrupted = spawn(["pretrain", "--resume", str(folder), *flags], config.training.devices)
         return Run(folder, [] if interrupted else read_results(folder), [], interrupted)
     if made is None:
-        _, split = open_split(recipe_tree(config)["data"])
+        _, split = open_split(recipe_tree(config)["data"], find(config.method_name).labels)
         made = make_method(config, split.train.channels, None if every(folder / "checkpoints") else console)
     fabric = make_fabric(device, config.training.precision, world)
     return work(made, config, split, folder, fabric, pictures=pictures, console=console, **switches)

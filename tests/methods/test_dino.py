@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import noise_batch, step_for, tiny_method
 
-from daybreak.methods.dino import cross_views, local_size
+from daybreak.nn.losses import cross_views
+from daybreak.nn.presets import local_size
 from daybreak.nn.prototypes import Centre, Prototypes
 
 

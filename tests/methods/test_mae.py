@@ -68,7 +68,7 @@ def test_three_quarters_are_hidden_and_the_encoder_never_sees_them():
 def test_painting_the_mean_gives_the_declared_degenerate_value():
     method = tiny_method("mae")
     (value,) = [v for v in method.degenerate().values() if v]
-    torch.nn.init.zeros_(method.paint.weight)
+    torch.nn.init.zeros_(method.decoder.predict.weight)
     batch = noise_batch(method)
     assert float(method(batch, step_for(batch)).value) == pytest.approx(value, rel=1e-4)
 
@@ -76,14 +76,15 @@ def test_painting_the_mean_gives_the_declared_degenerate_value():
 def test_decoder_equals_the_paper_s_full_sequence_in_the_order_of_the_grid():
     """There all places are decoded, visible ones too, and the loss then takes the hidden ones: the same numbers."""
     method = tiny_method("mae")
+    decoder = method.decoder
     keep, wanted = torch.tensor([[5, 2, 11, 0]]), torch.tensor([[n for n in range(15, -1, -1) if n not in (5, 2, 11, 0)]])
     tokens = method.encoder.tokens(torch.randn(1, 3, 16, 16), keep=keep)
-    sequence = [method.embed(t) for t in tokens.prefix[0]]
+    sequence = [decoder.embed(t) for t in tokens.prefix[0]]
     for n in range(16):
-        content = method.embed(tokens.patches[0, keep[0].tolist().index(n)]) if n in keep[0] else method.mask_token[0, 0]
-        sequence.append(content + method.decoder_positions[n])
-    whole = method.paint(method.norm(method.blocks(torch.stack(sequence)[None])))[0, tokens.prefix.shape[1] :]
-    assert torch.allclose(method.decode(tokens, keep, wanted, (4, 4))[0], whole[wanted[0]], atol=1e-5)
+        content = decoder.embed(tokens.patches[0, keep[0].tolist().index(n)]) if n in keep[0] else decoder.mask_token[0, 0]
+        sequence.append(content + decoder.positions[n])
+    whole = decoder.predict(decoder.norm(decoder.blocks(torch.stack(sequence)[None])))[0, tokens.prefix.shape[1] :]
+    assert torch.allclose(decoder(tokens, keep, wanted, (4, 4))[0], whole[wanted[0]], atol=1e-5)
 
 
 def test_a_step_may_name_another_mask_ratio():

@@ -7,9 +7,9 @@ from jinja2 import Template
 CARD = """\
 ---
 library_name: timm
-tags: [image-feature-extraction, self-supervised, daybreak]
+tags: [image-feature-extraction, {{ "self-supervised" if unlabelled else "supervised" }}, daybreak]
 ---
-# {{ config.architecture }}, pretrained without labels
+# {{ config.architecture }}, pretrained {{ "without" if unlabelled else "with" }} labels
 
 A backbone of {{ config.num_features }} features, written by Daybreak {{ ours.version }}.
 
@@ -47,4 +47,5 @@ features = backbone.pooled(backbone.transform("image.jpg")[None])
 def model_card(config: dict[str, Any]) -> str:
     """The text, from what ``config.json`` holds."""
     return Template(CARD, keep_trailing_newline=True).render(
-        config=config, cfg=config["pretrained_cfg"], ours=config["daybreak"])
+        config=config, cfg=config["pretrained_cfg"], ours=config["daybreak"],
+        unlabelled=config["daybreak"]["info"].get("labels", "none") == "none")

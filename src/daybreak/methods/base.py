@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..config import Training
@@ -22,7 +23,8 @@ from ..errors import Refused, nearest
 from ..nn.encoder import Encoder
 from ..nn.momentum import Teacher
 
-__all__ = ["Batch", "Encoder", "Loss", "Method", "Picture", "Step", "Training", "View", "find", "names", "register"]
+__all__ = ["Batch", "Encoder", "Loss", "Method", "Picture", "Step", "Training", "View", "find", "names", "register",
+           "repainting"]
 
 
 class Loss(NamedTuple):
@@ -53,13 +55,25 @@ class Picture:
     rows: list[list[Tensor]] = field(default_factory=list)
 
 
+def repainting(view: Tensor, corrupted: Tensor, hidden: Tensor, painted: Tensor) -> Picture:
+    """What a method shows that repaints corrupted blocks: a row for each image of ``view`` (B, C, H, W).
+
+    The first B of ``corrupted``, ``hidden`` (one channel, True = hidden) and ``painted`` are those of this view.
+    """
+    count = len(view)
+    whole = torch.where(hidden[:count], painted[:count].float(), view)
+    rows = zip(view, corrupted[:count], whole, painted[:count].float(), strict=True)
+    return Picture("Corrupted blocks repainted: the view, what the network sees, its blocks filled in, all it painted.",
+                   ["view", "corrupted", "filled in", "painted"], [list(r) for r in rows])
+
+
 class Method(nn.Module):
     """Base of every method; ``register`` sets the declarations."""
 
     name: ClassVar[str]
     Config: ClassVar[type]
     pool: ClassVar[Literal["cls", "mean"]]  # "cls" | "mean": which feature the backbone is used by
-    labels: ClassVar[str]  # "none" | "class" | "multi" | "value"
+    labels: ClassVar[str]  # "none" | "class" | "multi" | "value"; a setting ``classes`` is filled in by the data
     positions: ClassVar[Literal["learned", "fixed"]]
     init: ClassVar[Literal["timm", "xavier"]]
     backbone_of: ClassVar[str]  # "student" | "teacher": which of the two is evaluated and exported

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
 
 from ..config import Count, Range, Share
-from ..nn.losses import entropy, mean_over_ranks, soft_cross_entropy
+from ..nn.losses import cross_views, entropy
 from ..nn.momentum import Teacher
-from ..nn.prototypes import Centre, PrototypeHead
+from ..nn.presets import local_size
+from ..nn.prototypes import Centre, PrototypeHead, temperature_at
 from .base import Batch, Encoder, Loss, Method, Step, Training, View, register
 
 
@@ -71,8 +71,8 @@ class DINO(Method):
             teacher = self.teacher["head"](self.teacher["encoder"].pooled(torch.cat(two)))  # (2B, K)
         features = [self.encoder.pooled(torch.cat(two))] + ([self.encoder.pooled(torch.cat(many))] if many else [])
         student = self.head(torch.cat(features)).float() / config.student_temperature  # (V B, K)
-        warm = min(step.progress / config.temperature_warmup, 1.0) if config.temperature_warmup else 1.0
-        temperature = config.teacher_temperature + warm * (config.final_teacher_temperature - config.teacher_temperature)
+        temperature = temperature_at(step.progress, config.teacher_temperature, config.final_teacher_temperature,
+                                     config.temperature_warmup)
         targets = self.centre.assign(teacher, temperature)  # (2B, K)
         loss = cross_views(student.chunk(len(batch.images)), targets.chunk(2))
         self.centre.follow(teacher)
@@ -88,20 +88,3 @@ class DINO(Method):
     def degenerate(self) -> dict[str, float]:
         k = self.config.prototypes
         return {f"ln {k}: the output is uniform": math.log(k), "0: every image goes to one prototype": 0.0}
-
-
-def local_size(size: tuple[int, ...], patch: int) -> tuple[int, int]:
-    """3/7 of the global view, rounded up to whole patches."""
-    height, width = (math.ceil(s * 3 / 7 / patch) * patch for s in size)
-    return height, width
-
-
-def cross_views(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
-    """Mean over the pairs of a teacher view and another student view of the mean of -sum P log p.
-
-    Args:
-        student: V logits (B, K), already divided by their temperature; the teacher's views come first.
-        teacher: 2 distributions (B, K).
-    """
-    pairs = [soft_cross_entropy(s, t) for i, t in enumerate(teacher) for v, s in enumerate(student) if v != i]
-    return torch.stack([mean_over_ranks(p) for p in pairs]).mean()

@@ -4,21 +4,18 @@ He, Chen, Xie, Li, Dollar, Girshick, "Masked Autoencoders Are Scalable Vision Le
 
 Differs from the paper: the decoder shrinks with encoders narrower than 384; the target is normalised with the
 data's own statistics; only hidden patches are painted, which the loss alone asks for; a share of them may be
-left out. B images, N patches, K kept, M painted, D encoder width, E decoder width, P values of a patch
-(patch * patch * channels).
+left out. B images, N patches, K kept, M painted, P values of a patch (patch * patch * channels).
 """
 
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import Count, Range
-from ..nn.encoder import Tokens, initialise_xavier, sincos_positions
+from ..nn.decoder import Decoder
 from ..nn.losses import mean_over_ranks
-from ..nn.masking import patchify, random_mask, unpatchify
+from ..nn.masking import normalise_patches, patchify, random_mask, unpatchify
 from .base import Batch, Encoder, Loss, Method, Picture, Step, Training, View, register
 
 
@@ -37,23 +34,11 @@ class Config:
                             final_learning_rate=0.0, batch_size=4096),
           small={"training": {"learning_rate": 2e-3, "batch_size": 128}})
 class MAE(Method):
-    decoder_positions: Tensor  # (N, E)
-
     def __init__(self, encoder: Encoder, config: Config):
         super().__init__(encoder, config)
         self.views = [View(size=encoder.image_size, scale=config.scale, flip=0.5)]
-        narrow = encoder.dim < 384
-        width = config.decoder_width or (max(64, encoder.dim - 64) if narrow else 512)
-        depth = config.decoder_depth or (2 if narrow else 8)
-        self.embed = nn.Linear(encoder.dim, width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, width).normal_(std=0.02))
-        self.blocks = nn.Sequential(*(Block(width, num_heads=max(1, width // 32), qkv_bias=True) for _ in range(depth)))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        grid = encoder.grid(*encoder.image_size)
-        self.register_buffer("decoder_positions", sincos_positions(width, *grid), persistent=False)  # (N, E)
-        self.paint = nn.Linear(width, encoder.patch**2 * encoder.channels)
-        for part in (self.embed, self.blocks, self.paint):
-            part.apply(initialise_xavier)
+        self.decoder = Decoder(encoder, encoder.patch**2 * encoder.channels, width=config.decoder_width,
+                               depth=config.decoder_depth)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         (images,) = batch.images  # (B, C, H, W)
@@ -71,18 +56,9 @@ class MAE(Method):
         target = patchify(images, self.encoder.patch)  # (B, N, P)
         target = target.gather(1, wanted[:, :, None].expand(-1, -1, target.shape[-1]))
         if self.config.norm_pix:
-            target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+            target = normalise_patches(target)
         tokens = self.encoder.tokens(images, keep=keep)
-        return self.decode(tokens, keep, wanted, grid), target, wanted
-
-    def decode(self, tokens: Tokens, keep: Tensor, wanted: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Encoded visible tokens (B, K, D), and mask tokens where patches are wanted (B, M), to their pixels (B, M, P)."""
-        prefix, seen = (self.embed(x) for x in tokens)  # (B, prefix, E), (B, K, E)
-        usual = grid == self.encoder.grid(*self.encoder.image_size)
-        positions = (self.decoder_positions if usual else sincos_positions(seen.shape[-1], *grid)).to(seen)  # (N, E)
-        hidden = self.mask_token.to(seen) + positions[wanted]  # (B, M, E)
-        x = self.blocks(torch.cat([prefix, seen + positions[keep], hidden], dim=1))
-        return self.paint(self.norm(x[:, -wanted.shape[1] :]))
+        return self.decoder(tokens, keep, wanted, grid), target, wanted
 
     def degenerate(self) -> dict[str, float]:
         pixels = self.encoder.patch**2 * self.encoder.channels

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from ..config import Count, Positive, Range, Share
-from ..nn.heads import BatchNorm, Reconstruction, initialise_linear
-from ..nn.losses import info_nce, masked_mean
-from ..nn.masking import corrupt
+from ..nn.heads import Reconstruction, contrast_head
+from ..nn.losses import cross_contrast, masked_mean
+from ..nn.masking import Corrupted, corrupt_views
 from ..nn.momentum import Teacher
-from .base import Batch, Encoder, Loss, Method, Picture, Step, Training, View, register
+from .base import Batch, Encoder, Loss, Method, Picture, Step, Training, View, register, repainting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +47,7 @@ class SiT(Method):
         common: dict[str, Any] = dict(size=encoder.image_size, scale=config.scale, flip=0.5, color=(0.4, 0.4, 0.2, 0.1),
                       color_probability=0.8, gray=0.2)
         self.views = [View(blur=1.0, **common), View(blur=0.1, solarize=0.2, **common)]
-        self.head = nn.Sequential(
-            nn.Linear(encoder.dim, config.hidden), BatchNorm(config.hidden), nn.ReLU(),
-            nn.Linear(config.hidden, config.hidden), BatchNorm(config.hidden), nn.GELU(),
-            nn.Linear(config.hidden, config.output), BatchNorm(config.output, scale=False, shift=False),
-        )
-        self.head.apply(initialise_linear)
+        self.head = contrast_head(encoder.dim, config.hidden, config.output)
         self.repaint = Reconstruction(encoder.dim, encoder.channels, encoder.patch)
         self.teacher = Teacher(self.taught(), start=config.momentum)
 
@@ -70,30 +64,23 @@ class SiT(Method):
         queries = self.head(self.encoder.pool(tokens))  # (2B, E)
         painted = self.repaint(tokens.patches, self.encoder.grid(*clean.shape[-2:]))  # (2B, C, H, W)
 
-        (s1, s2), (t1, t2) = queries.chunk(2), keys.chunk(2)
-        contrast = 2 * config.temperature * (info_nce(s1, t2, config.temperature) + info_nce(s2, t1, config.temperature))
+        contrast = cross_contrast(queries, keys, config.temperature)
         reconstruction = masked_mean((painted.float() - clean).abs(), hidden)
         loss = contrast + config.reconstruction_weight * reconstruction
-        cosine = F.cosine_similarity(torch.cat([s1, s2]).detach().float(), torch.cat([t2, t1]).float()).mean()
+        other = torch.cat(keys.chunk(2)[::-1])  # (2B, E): the teacher's other view
+        cosine = F.cosine_similarity(queries.detach().float(), other.float()).mean()
         return Loss(loss, {"contrast": contrast.detach(), "reconstruction": reconstruction.detach(), "agreement": cosine})
 
-    def corrupted(self, batch: Batch, step: Step):
+    def corrupted(self, batch: Batch, step: Step) -> Corrupted:
         """Both views with their blocks hidden, joined: images and masks."""
         c = self.config
-        views = [corrupt(x, step.random, f"view{i}", drop=c.drop, alien=c.alien, alien_probability=c.alien_probability,
-                         align=c.align) for i, x in enumerate(batch.images)]
-        return torch.cat([v.images for v in views]), torch.cat([v.hidden for v in views])
+        return corrupt_views(batch.images, step.random, drop=c.drop, alien=c.alien, alien_probability=c.alien_probability,
+                             align=c.align)
 
     def after_step(self, step: Step) -> None:
         self.teacher.follow(self.taught(), step.progress)
 
     def picture(self, batch: Batch, step: Step) -> Picture:
         corrupted, hidden = self.corrupted(batch, step)
-        tokens = self.encoder.tokens(corrupted)
-        painted = self.repaint(tokens.patches, self.encoder.grid(*corrupted.shape[-2:])).float()
-        clean = torch.cat(batch.images)
-        whole = torch.where(hidden, painted, clean)
-        half = len(clean) // 2  # the first view of each image
-        rows = zip(clean[:half], corrupted[:half], whole[:half], painted[:half], strict=True)
-        return Picture("Corrupted blocks repainted: the view, what the network sees, its blocks filled in, all it painted.",
-                       ["view", "corrupted", "filled in", "painted"], [list(r) for r in rows])
+        painted = self.repaint(self.encoder.tokens(corrupted).patches, self.encoder.grid(*corrupted.shape[-2:]))
+        return repainting(batch.images[0], corrupted, hidden, painted)

@@ -56,6 +56,16 @@ def initialise_linear(module: nn.Module, std: float = 0.02) -> None:
             nn.init.zeros_(module.bias)
 
 
+def contrast_head(dim: int, hidden: int, output: int) -> nn.Sequential:
+    """(B, dim) to (B, output): three linear layers, each with batch normalisation, the last one's without gain (SiT)."""
+    head = nn.Sequential(
+        nn.Linear(dim, hidden), BatchNorm(hidden), nn.ReLU(),
+        nn.Linear(hidden, hidden), BatchNorm(hidden), nn.GELU(),
+        nn.Linear(hidden, output), BatchNorm(output, scale=False, shift=False),
+    )
+    return head.apply(initialise_linear)
+
+
 class Reconstruction(nn.Module):
     """Pixels from tokens: ``layers`` of [Linear, GELU], then one transposed convolution a patch (SiT, GMML, MC-SSL)."""
 

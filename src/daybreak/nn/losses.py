@@ -144,10 +144,27 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
     return mean_over_ranks(F.cross_entropy(queries @ keys.T / temperature, own, reduction="none"))
 
 
+def cross_contrast(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Each view's student (2B, D) picks the teacher's other view among all; the sum of both, times 2 tau (MoCo v3, SiT)."""
+    (s1, s2), (t1, t2) = student.chunk(2), teacher.chunk(2)
+    return 2 * temperature * (info_nce(s1, t2, temperature) + info_nce(s2, t1, temperature))
+
+
 @fp32
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-sum_k targets log softmax(logits) for (..., K) logits and distributions: shape (...)."""
     return -(targets * F.log_softmax(logits, dim=-1)).sum(-1)
+
+
+def cross_views(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
+    """Mean over the pairs of a teacher view and another student view of the mean of -sum P log p (DINO).
+
+    Args:
+        student: V logits (B, K), already divided by their temperature; the teacher's views come first.
+        teacher: 2 distributions (B, K).
+    """
+    pairs = [soft_cross_entropy(s, t) for i, t in enumerate(teacher) for v, s in enumerate(student) if v != i]
+    return torch.stack([mean_over_ranks(p) for p in pairs]).mean()
 
 
 @fp32

@@ -4,12 +4,15 @@ B images, N patches, K kept patches, R candidate rectangles, C channels, H and W
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..data.philox import Random
+from ..errors import Refused
+
+Fill = Literal["zeros", "noise", "noise-zeros"]
 
 
 class PatchMask(NamedTuple):
@@ -22,10 +25,29 @@ class PatchMask(NamedTuple):
 
 def random_mask(noise: Tensor, ratio: float) -> PatchMask:
     """Keep the ``int(N (1 - ratio))`` patches of smallest noise (at least one); noise is (B, N) in [0, 1)."""
+    return fold_masks(noise, ratio, 1)[0]
+
+
+def fold_masks(noise: Tensor, ratio: float, folds: int) -> list[PatchMask]:
+    """Masks whose visible patches are disjoint: one order of the patches, cut into runs of ``int(N (1 - ratio))``.
+
+    The first is that of ``random_mask``. ``noise`` is (B, N) in [0, 1).
+
+    Raises:
+        Refused: the folds together would keep more patches than there are.
+    """
     num_patches = noise.shape[1]
-    num_kept = max(1, int(num_patches * (1 - ratio)))
-    keep, gone = noise.argsort(dim=1).split([num_kept, num_patches - num_kept], dim=1)
-    return PatchMask(keep, gone, torch.ones_like(noise, dtype=torch.bool).scatter(1, keep, False))
+    kept = max(1, int(num_patches * (1 - ratio)))
+    if folds * kept > num_patches:
+        raise Refused(f"{folds} folds of {kept} visible patches are more than the {num_patches} patches of an image; hide more "
+                      f"of them, or use at most {num_patches // kept} folds.")
+    order, everything = noise.argsort(dim=1), torch.ones_like(noise, dtype=torch.bool)
+    masks = []
+    for start in range(0, folds * kept, kept):
+        keep = order[:, start : start + kept]
+        gone = torch.cat([order[:, :start], order[:, start + kept :]], dim=1)
+        masks.append(PatchMask(keep, gone, everything.scatter(1, keep, False)))
+    return masks
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -40,6 +62,11 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int]) -> Tensor:
     batch, (rows, columns) = len(patches), grid
     x = patches.reshape(batch, rows, columns, patch, patch, -1)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(batch, -1, rows * patch, columns * patch)
+
+
+def normalise_patches(patches: Tensor) -> Tensor:
+    """(B, N, P) patches, each to zero mean and unit variance (over P - 1), as MAE's targets are."""
+    return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
 def num_candidates(share: float) -> int:
@@ -113,15 +140,15 @@ class Corrupted(NamedTuple):
 
 
 def corrupt(images: Tensor, random: Random, name: str, *, drop: float, alien: float, alien_probability: float,
-            align: int = 1) -> Corrupted:
-    """Group-masked corruption of normalised images: blocks of zeros, or blocks of another image, never both.
-
-    Zeros are the mean colour of the data, since images come normalised.
+            align: int = 1, fill: Fill = "zeros") -> Corrupted:
+    """Group-masked corruption of normalised images: blocks dropped, or blocks of another image, never both.
 
     Args:
-        drop: largest share of pixels set to zero.
+        drop: largest share of pixels dropped.
         alien: largest share of pixels taken from the same place of another image of the batch.
-        alien_probability: share of images that get alien blocks instead of zeros.
+        alien_probability: share of images that get alien blocks instead of dropped ones.
+        fill: what stands in dropped blocks: "zeros", the mean colour of the data, since images come normalised;
+            "noise", standard normal for each pixel and channel; "noise-zeros", either of them for a whole image.
     """
     batch, _, height, width = images.shape
     zeroed = block_mask(random, f"{name}/drop", height, width, drop, align=align)
@@ -129,4 +156,15 @@ def corrupt(images: Tensor, random: Random, name: str, *, drop: float, alien: fl
     is_alien = random(f"{name}/which", (batch, 1))[:, :, None] < alien_probability  # (B, 1, 1)
     hidden = torch.where(is_alien, replaced, zeroed)[:, None]  # (B, 1, H, W)
     other = images[partners(random, f"{name}/partner")] * is_alien[:, None]
+    if fill != "zeros":
+        noise = random.normal(f"{name}/noise", tuple(images.shape)).to(images.dtype)
+        if fill == "noise-zeros":
+            noise = noise * (random(f"{name}/fill", (batch, 1))[:, :, None, None] < 0.5)
+        other = torch.where(is_alien[:, None], other, noise)
     return Corrupted(torch.where(hidden, other, images), hidden)
+
+
+def corrupt_views(views: list[Tensor], random: Random, **settings: Any) -> Corrupted:
+    """``corrupt`` with the same settings and other blocks for each view; the views are joined to (V B, ...)."""
+    found = [corrupt(images, random, f"view{i}", **settings) for i, images in enumerate(views)]
+    return Corrupted(torch.cat([f.images for f in found]), torch.cat([f.hidden for f in found]))

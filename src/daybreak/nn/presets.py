@@ -3,6 +3,7 @@
 D width, H W height and width in pixels.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,12 @@ def patch_for(image_size: tuple[int, int]) -> int:
     """Side of a patch in pixels: 4 up to 40 px (the shorter side counts), 8 up to 128 px, else 16."""
     side = min(image_size)
     return 4 if side <= 40 else 8 if side <= 128 else 16
+
+
+def local_size(size: tuple[int, ...], patch: int) -> tuple[int, int]:
+    """Height and width in pixels of a local view: 3/7 of the global one, as 96 is of 224, rounded up to whole patches."""
+    height, width = (math.ceil(s * 3 / 7 / patch) * patch for s in size)
+    return height, width
 
 
 def resolve(name: str, image_size: tuple[int, int]) -> tuple[str, dict[str, Any]]:

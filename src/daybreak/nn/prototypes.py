@@ -24,18 +24,46 @@ class Prototypes(nn.Module):
         return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
 
 
+def perceptron(dim: int, hidden: int, bottleneck: int) -> nn.Sequential:
+    """Three layers with GELU to a narrow bottleneck, without batch normalisation (DINO)."""
+    layers = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
+    return layers.apply(initialise_linear)
+
+
 class PrototypeHead(nn.Module):
-    """DINO's head: three layers with GELU to a narrow bottleneck, then prototypes. No batch normalisation."""
+    """DINO's head: a perceptron, then prototypes; (..., D) to (..., K)."""
 
     def __init__(self, dim: int, count: int, *, hidden: int = 2048, bottleneck: int = 256):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
-                                 nn.Linear(hidden, bottleneck))
-        self.mlp.apply(initialise_linear)
+        self.mlp = perceptron(dim, hidden, bottleneck)
         self.prototypes = Prototypes(bottleneck, count)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prototypes(self.mlp(x))
+
+
+class TokenPrototypeHead(nn.Module):
+    """One perceptron for class and data tokens, then prototypes of their own for each kind (MC-SSL)."""
+
+    def __init__(self, dim: int, count: int, *, hidden: int = 2048, bottleneck: int = 256):
+        super().__init__()
+        self.mlp = perceptron(dim, hidden, bottleneck)
+        self.class_prototypes = Prototypes(bottleneck, count)
+        self.data_prototypes = Prototypes(bottleneck, count)
+
+    def classes(self, tokens: Tensor) -> Tensor:
+        """Class tokens (..., D) to logits (..., K)."""
+        return self.class_prototypes(self.mlp(tokens))
+
+    def data(self, tokens: Tensor) -> Tensor:
+        """Data tokens (..., D) to logits (..., K)."""
+        return self.data_prototypes(self.mlp(tokens))
+
+
+def temperature_at(progress: float, start: float, end: float, warmup: float) -> float:
+    """A temperature that goes from ``start`` to ``end`` in a straight line over the first ``warmup`` share of the budget."""
+    warm = min(progress / warmup, 1.0) if warmup else 1.0
+    return start + warm * (end - start)
 
 
 class Centre(nn.Module):

@@ -9,6 +9,7 @@ import torch
 
 from ..config import DataConfig, EncoderConfig, RunConfig, Training, WatchConfig, fill, merge, to_tree
 from ..data.images import Images
+from ..data.sources import Labels
 from ..errors import Refused, nearest
 from ..methods.base import Method
 from .optim import peak_rate
@@ -39,7 +40,7 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
         device: "cpu", "cuda" or "mps".
 
     Raises:
-        Refused: an unknown setting, two budgets, or a batch larger than the data.
+        Refused: an unknown setting, two budgets, a batch larger than the data, or labels that are needed and not there.
     """
     if len(images) < FEWEST:
         raise Refused(f"{images.source.path}: {len(images)} images to learn from; expected at least {FEWEST}, and hundreds "
@@ -84,6 +85,14 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
         training["precision"], reason = precision(device)
         choices.append(Choice("training.precision", training["precision"], reason))
     settings = {k: v for k, v in mine.get("method", {}).items() if k != "name"}
+    if method.labels != "none":
+        num_classes = len(needed_labels(method, images).classes)
+        if hasattr(method.Config, "classes"):
+            if settings.get("classes") not in (None, num_classes):
+                raise Refused(f"method.classes = {settings['classes']}, and {images.source.path} has {num_classes} classes; leave "
+                              "it out, and the data say it.")
+            settings["classes"] = num_classes
+            choices.append(Choice("method.classes", num_classes, "those of the labels"))
     known = {"data", "encoder", "training", "watch", "method", "seed"}
     if unknown := set(mine) - known:
         name = sorted(unknown)[0]
@@ -108,6 +117,22 @@ def choose(method: type[Method], tree: Mapping[str, Any], images: Images, device
         "fixed": "as given"}[t.learning_rate_rule]))
     choices.append(Choice("warm-up", f"{t.warmup:.0%} of the budget", "then half a cosine"))
     return config, choices
+
+
+def needed_labels(method: type[Method], images: Images) -> Labels:
+    """The labels that a method learns from.
+
+    Raises:
+        Refused: the images have none, or another kind.
+    """
+    labels, path = images.labels, images.source.path
+    if labels is None:
+        raise Refused(f"{path}: no labels, and '{method.name}' learns from a label for each image; give a folder for each class or "
+                      "--label COLUMN, or take a method that needs none, such as --method sit.")
+    if labels.kind != method.labels:
+        raise Refused(f"{path}: its labels are of the kind '{labels.kind}', and '{method.name}' learns from '{method.labels}'; "
+                      "name another column with --label, or take a method that needs none, such as --method sit.")
+    return labels
 
 
 def image_size(side: int, device: str) -> tuple[int, str]:
