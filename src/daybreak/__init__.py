@@ -9,10 +9,10 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .verbs import Plan, Run, demo, embed, evaluate, explain, export, load, pack, plan, pretrain
+    from .verbs import Plan, Run, compare, demo, embed, evaluate, explain, export, load, pack, plan, pretrain
 
 __version__ = importlib.metadata.version("daybreak")
-__all__ = ["Plan", "Run", "demo", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain"]
+__all__ = ["Plan", "Run", "compare", "demo", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
