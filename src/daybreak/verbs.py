@@ -250,13 +250,16 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
     return results
 
 
-def compare(runs: Sequence[str | Path], *, console: Console | None = None) -> list[Row]:
+def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, console: Console | None = None) -> list[Row]:
     """Print the numbers of the trained backbones of runs side by side, and mark those that differ from the first's.
+
+    Args:
+        out: an HTML file in which they are also drawn.
 
     Raises:
         Refused: fewer than two runs, a folder without numbers, or no number that was measured alike in all of them.
     """
-    return compare_runs([Path(run) for run in runs], console or Console())
+    return compare_runs([Path(run) for run in runs], console or Console(), None if out is None else Path(out))
 
 
 def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,
