@@ -71,6 +71,16 @@ def test_what_only_some_have_is_counted_and_nothing_in_common_refused(make):
         run(make("c", KNN), make("d", linear))
 
 
+def test_the_drawing_holds_the_numbers_on_one_scale_and_escapes_names(make, tmp_path):
+    folders = [make("a", KNN, replace(KNN, metric="AUC", error=None)), make("<b>", replace(KNN, value=0.6))]
+    compare_runs(folders, Console(file=io.StringIO()), tmp_path / "new" / "table.html")
+    text = (tmp_path / "new" / "table.html").read_text()
+    assert "80.0% ± 2.0%" in text and "60.0% ± 2.0% *" in text and text.count('<svg class="strip"') == 2
+    assert "&lt;b&gt;" in text and "<b>" not in text.split("<body>")[1]
+    ticks = [part.split("</svg>")[0].count('class="tick"') for part in text.split("<svg")[1:]]
+    assert ticks[0] == ticks[1] > 1 and len(list((tmp_path / "new").iterdir())) == 1
+
+
 def test_folders_without_numbers_and_single_runs_are_refused(make, tmp_path):
     with pytest.raises(Refused, match="give two or more"):
         run(make("a", KNN))

@@ -89,7 +89,8 @@ def test_evaluations_are_kept_with_their_vectors_and_compared(run, textures, tmp
     assert "vectors kept" not in again and again.count("computed before") == 2
     rows = json.loads((folder / "evaluations.json").read_text())
     assert {r["protocol"] for r in rows} == {"knn", "ood", "fewshot", "rank"}
-    assert all(r["data"] and r["backbone_hash"] and r["width"] == 64 for r in rows)
+    assert all(r["data"] and r["width"] == 64 for r in rows)
+    assert {r["backbone_hash"] for r in rows} == {r.backbone_hash for r in run.results if r.backbone == "trained"} != {""}
     main_ok(capsys, *command, "--protocol", "knn-v1")
     assert len(json.loads((folder / "evaluations.json").read_text())) == len(rows)  # replaced, not doubled
     out = main_ok(capsys, "compare", folder, folder)
@@ -308,7 +309,7 @@ def test_the_flags_are_frozen():
     assert list(inspect.signature(cli.pack).parameters) == [
         "data", "out", "short_side", "encoding", "quality", "workers", "label", "group", "max_bad", "verify"]
     assert list(inspect.signature(cli.evaluate).parameters) == ["run", "train", "test", "protocol", "label", "group", "ood", "seed"]
-    assert list(inspect.signature(cli.compare).parameters) == ["runs"]
+    assert list(inspect.signature(cli.compare).parameters) == ["runs", "out"]
     protocol = typing.get_type_hints(cli.evaluate, include_extras=True)["protocol"].__metadata__[0]
     assert all(name in protocol.help for name in PROTOCOLS)
 

@@ -113,11 +113,12 @@ def evaluate(run: RunFolder,
 
 
 @app.command()
-def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="the folders of two or more runs")]) -> None:
+def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="the folders of two or more runs")],
+            out: Annotated[Path | None, typer.Option(help="HTML file to draw them in; default none")] = None) -> None:
     """Print the numbers of runs side by side, where they were measured alike."""
     from . import verbs
 
-    verbs.compare(runs)
+    verbs.compare(runs, out=out)
 
 
 @app.command()

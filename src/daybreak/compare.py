@@ -10,6 +10,7 @@ from rich.table import Table
 
 from .errors import Refused
 from .evaluate.protocols import Result
+from .report.side_by_side import write_side_by_side
 from .review import read_results
 
 KEPT = "evaluations.json"
@@ -82,8 +83,8 @@ def conditions(r: Result) -> dict[str, object]:
     return found
 
 
-def compare_runs(folders: list[Path], console: Console) -> list[Row]:
-    """Print the table of what all runs have measured alike, and say what is left out.
+def compare_runs(folders: list[Path], console: Console, out: Path | None = None) -> list[Row]:
+    """Print the table of what all runs have measured alike, draw it in the HTML file ``out``, and say what is left out.
 
     Differences are taken from the first run, the errors of both sides as independent: that is careful, since runs
     share their test images and mostly err on the same ones.
@@ -107,7 +108,7 @@ def compare_runs(folders: list[Path], console: Console) -> list[Row]:
     for key in alike:
         results = [table[key] for table in tables]
         rows.append(Row(key[0], results, [beyond(results[0], r) for r in results]))
-    show(rows, folders, console)
+    show(rows, folders, console, out)
     if apart:
         console.print(f"note: {len(apart)} numbers were measured in other ways and can't be compared: {'; '.join(apart[:3])}"
                       f"{'; ...' if len(apart) > 3 else '.'}", soft_wrap=True, highlight=False)
@@ -131,13 +132,17 @@ def beyond(first: Result, other: Result) -> bool:
     return abs(other.value - first.value) > 2 * (first.error**2 + other.error**2) ** 0.5
 
 
-def show(rows: list[Row], folders: list[Path], console: Console) -> None:
+def show(rows: list[Row], folders: list[Path], console: Console, out: Path | None) -> None:
     table = Table(box=None, header_style="bold")
     table.add_column("", no_wrap=True)
     for folder in folders:
         table.add_column(str(folder), justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(row.name, *(told(r) + (" *" if mark else "") for r, mark in zip(row.results, row.differs, strict=True)))
+    texts = [[told(r) + (" *" if mark else "") for r, mark in zip(row.results, row.differs, strict=True)] for row in rows]
+    for row, text in zip(rows, texts, strict=True):
+        table.add_row(row.name, *text)
+    legend = f"* differs from {folders[0]} by more than 2 standard errors; numbers without ± are not judged."
     console.print(table)
-    console.print(f"* differs from {folders[0]} by more than 2 standard errors; numbers without ± are not judged.", soft_wrap=True,
-                  highlight=False)
+    console.print(legend, soft_wrap=True, highlight=False)
+    if out is not None:
+        drawn = [(row.name, row.results, text) for row, text in zip(rows, texts, strict=True)]
+        console.print(f"table: {write_side_by_side(out, [str(f) for f in folders], drawn, legend)}", soft_wrap=True)

@@ -45,7 +45,7 @@ def test_equals_a_loop_of_scikit_learn():
             if len(taken[int(y[i])]) < 4:
                 taken[int(y[i])].append(i)
         rows = sorted(i for part in taken.values() for i in part)
-        a, b = ((t - t.mean(1, keepdim=True)).double() for t in (x[rows], test))
+        a, b = (t.double() - t.double().mean(1, keepdim=True) for t in (x[rows], test))
         a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
         model = LogisticRegression(C=4000, fit_intercept=False, max_iter=300, tol=1e-5).fit(a.numpy(), y[rows])
         right.append(model.predict(b.numpy()) == truth.numpy())

@@ -27,7 +27,7 @@ def test_equals_scikit_learn_on_unit_vectors():
 
 
 def test_means_are_not_normalised_again():
-    """The mean (0.5, 0.5) is nearer to (0.7, 0.7) than cosine, for which both are the same, would say of (0, 1)."""
+    """The means are (0.5, 0.5) and (0.3, 0.9); made as long as 1, they would be 0.02 and 0.36 away."""
     train, labels = torch.tensor([[1.0, 0], [0, 1], [0.0, 1], [0.6, 0.8]]), torch.tensor([0, 0, 1, 1])
     query = torch.tensor([[0.8, 0.6]])
     first, second = distances(train, labels, query, 2)[0].tolist()
