@@ -99,7 +99,7 @@ def compare_runs(folders: list[Path], console: Console, out: Path | None = None)
     shown = {key[0] for key in alike}
     named = [name for name in dict.fromkeys(key[0] for key in tables[0])
              if name not in shown and all(any(key[0] == name for key in table) for table in tables)]
-    apart = [f"{name} ({difference(name, tables)})" for name in named]
+    apart = [f"{name} ({difference(str(name), tables)})" for name in named]
     if not alike:
         why = f"{apart[0]} differ" if apart else "they have no protocol in common"
         raise Refused(f"{' and '.join(map(str, folders))}: no number was measured alike, {why}; measure each in the same way: "
@@ -107,7 +107,7 @@ def compare_runs(folders: list[Path], console: Console, out: Path | None = None)
     rows = []
     for key in alike:
         results = [table[key] for table in tables]
-        rows.append(Row(key[0], results, [beyond(results[0], r) for r in results]))
+        rows.append(Row(str(key[0]), results, [beyond(results[0], r) for r in results]))
     show(rows, folders, console, out)
     if apart:
         console.print(f"note: {len(apart)} numbers were measured in other ways and can't be compared: {'; '.join(apart[:3])}"

@@ -137,14 +137,16 @@ def explain(run: str | Path, images: str | Path, *, out: str | Path, count: int 
     found = open_images(images, label=label, channels=backbone.channels)
     console.print(f"data: {found.sentence()}", soft_wrap=True)
     chosen = spaced(found, count)
-    others = np.setdiff1d(np.arange(len(found)), chosen)
-    others = others[np.linspace(0, len(others) - 1, min(len(others), NEIGHBOUR_BANK)).astype(int)]
-    shown, bank = found.subset(chosen), found.subset(others)
+    rest = np.setdiff1d(np.arange(len(found)), chosen)
+    rest = rest[np.linspace(0, len(rest) - 1, min(len(rest), NEIGHBOUR_BANK)).astype(int)]
+    shown, bank = found.subset(chosen), found.subset(rest)
     known: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
     console.print(f"explaining {len(shown)} of {len(found):,} images; most of the time goes into scoring the maps")
     explanation = explain_images(backbone.encoder, shown, **known)
-    near = neighbours(*(features(backbone.encoder, some, **known) for some in (shown, bank)), shown, bank,
-                      count=len(shown)) if len(bank) else None
+    near = None
+    if len(bank):
+        queries, vectors = (features(backbone.encoder, some, **known) for some in (shown, bank))
+        near = neighbours(queries, vectors, shown, bank, count=len(shown))
     path = write_explanation(Path(out), explanation, near, backbone=backbone.encoder, name=Path(run).resolve().name,
                              info=backbone.info, data=found.sentence(), bank=len(bank))
     for note in explanation.notes:

@@ -63,8 +63,8 @@ def alpha_req(features: Tensor) -> float | None:
     wanted; far above it few directions are used. None if fewer than 10 eigenvalues above 1e-12 of the largest are
     left beyond the tenth. Agrawal et al. 2022 (NeurIPS), after its code.
     """
-    values = spectrum(features)
-    values = values[values > 1e-12 * values[0]][:LAST].numpy()
+    eigen = spectrum(features)
+    values = eigen[eigen > 1e-12 * eigen[0]][:LAST].numpy()
     if len(values) < FIRST + 10:
         return None
     i = np.arange(FIRST + 1, len(values) + 1)

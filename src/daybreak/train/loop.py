@@ -216,7 +216,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             is_due = steps % config.watch.log_steps == 0 or budget.over(seen)
             costs = meter.close(seen // world) if is_due else None
             if is_due and world > 1:
-                loss = fabric.all_reduce(loss, reduce_op="mean")
+                torch.distributed.all_reduce(loss.div_(world))
             if not fabric.is_global_zero:
                 continue
 
@@ -284,8 +284,9 @@ def agree(fabric: Fabric, budget: Budget, seen: int, signals: Signals, stop: boo
     if fabric.is_global_zero:
         budget.look(seen)
     told = torch.tensor([budget.images if fabric.is_global_zero else 0, signals.received, stop], device=fabric.device)
-    budget.images, signals.received, stop = fabric.all_reduce(told, reduce_op="max").tolist()
-    return bool(stop)
+    agreed: Any = fabric.all_reduce(told, reduce_op="max")
+    budget.images, signals.received, is_over = agreed.tolist()
+    return bool(is_over)
 
 
 def backward(module, batch: Batch, step: Step, fabric: Fabric, parts: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -35,7 +35,7 @@ def restore(state: dict[str, Any], method: Method, optimizer: torch.optim.Optimi
         if not force:
             raise Refused(f"{images.source.path}: the data changed since the run began: {forced}; resume with the same images, "
                           "start another run with --out, or add --force to go on with these.")
-    options = [{k: group[k] for k in ("betas", "momentum") if k in group} for group in optimizer.param_groups]
+    options: list[dict[str, Any]] = [{k: group[k] for k in ("betas", "momentum") if k in group} for group in optimizer.param_groups]
     try:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
