@@ -5,6 +5,7 @@ N images, C channels, H W height and width in pixels.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
