@@ -130,8 +130,8 @@ def test_records_read_again_give_the_same_judgement():
 
 def test_weights_that_a_run_continues_from_and_makes_worse_are_said_once_by_one_sign():
     watch = Watch(DINO, prototypes=4096, start="the starting weights")
-    records = [START, *map(good, range(100, 1000, 100)), health(1000, knn_accuracy=0.4), health(2000, knn_accuracy=0.4)]
-    (alarm,) = feed(watch, records)
+    falling = [good(i) | dict(loss=7.0 - i / 1000) for i in range(100, 1000, 100)]
+    (alarm,) = feed(watch, [START, *falling, health(1000, knn_accuracy=0.4), health(2000, knn_accuracy=0.4)])
     assert alarm.sentence.startswith("kNN accuracy is 40.0%, below the 60.0% of the starting weights") and watch.alarm is None
     without = [{k: v for k, v in record.items() if "knn" not in k} for record in [START, health(1000, rankme=9.0)]]
     (alarm,) = feed(Watch(DINO, start="the starting weights"), without)

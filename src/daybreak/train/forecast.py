@@ -94,7 +94,7 @@ def trial(module, method: Method, optimizer, images: Images, config: RunConfig, 
 
 
 def step_of(module, method: Method, optimizer, loader: Loader, images: Images, config: RunConfig, fabric: Fabric) -> None:
-    """One step as the loop makes it, waiting for the device."""
+    """One step as the loop makes it, waiting for the device; a teacher stays, whose move takes little."""
     raw = next(loader)
     random = Random(config.seed, raw.epoch, raw.index.clone())
     ready = on_device(raw, loader.views, random, images, Spans(fabric.device))
@@ -103,7 +103,6 @@ def step_of(module, method: Method, optimizer, loader: Loader, images: Images, c
     clip(method, config.training.clip, config.training.clip_mode)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    method.after_step(step)
     float(loss)
 
 

@@ -245,6 +245,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             if not finite.held and time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
                 checkpoint.save(folder / "checkpoints", snapshot(), seen)
                 saved_at = time.monotonic()
+            stop = stop or (world == 1 and watch.stops(config.watch.on_collapse, budget.progress(seen)))
         if fabric.is_global_zero:
             checkpoint.save(folder / "checkpoints", snapshot(), seen)
             metrics.events.finalize("success")
@@ -272,13 +273,11 @@ def views_at(stage: Stage, method: Method) -> list[View]:
 
 
 def agree(fabric: Fabric, budget: Budget, seen: int, signals: Signals, stop: bool, *, is_due: bool) -> bool:
-    """Look at the clock; returns whether to stop.
-
-    Several ranks take over the first one's budget and its wish to stop, and a signal that any received, when it is due.
-    """
+    """Look at the clock; where it is due, several ranks take over the first one's budget and its wish to ``stop``, which
+    is returned, and a signal that any of them received."""
     if fabric.world_size == 1:
         budget.look(seen)
-        return stop
+        return False
     if not is_due:
         return False
     if fabric.is_global_zero:
