@@ -82,7 +82,7 @@ def zeroed(monkeypatch):
 KNOWN = dict(method="simclr", images=1280, batch_size=64, threads=1, pictures=False, overrides=[
     "encoder.width=64", "encoder.depth=1", "method.hidden=32", "watch.log_steps=1", "watch.probes=2", "watch.probe_bank=64",
     "watch.probe_queries=32"])
-SENTENCE = "the loss stands at 4.844 = ln 127 and the gradient is zero: no view is told from another. Try a lower learning rate"
+SENTENCE = "the loss stands at 4.844 = ln 127 and the gradient is zero: no view is told from another. Try other settings"
 
 
 def test_an_alarm_stops_the_run_is_kept_and_shown_and_may_be_overruled(zeroed, textures, tmp_path, capsys):

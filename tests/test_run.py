@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -15,6 +16,7 @@ import daybreak
 from daybreak import verbs
 from daybreak.cli import main
 from daybreak.errors import Failed, Refused
+from daybreak.evaluate.protocols import PROTOCOLS
 from daybreak.methods import base
 from daybreak.train import checkpoint
 
@@ -75,6 +77,26 @@ def test_evaluate_and_embed(run, textures, tmp_path, capsys):
     table = pq.read_table(tmp_path / "v.parquet")
     assert table.num_rows == 600 and set(table.column_names) >= {"key", "label", "vector"}
     assert len(table["vector"][0].as_py()) == 64
+
+
+def test_evaluations_are_kept_with_their_vectors_and_compared(run, textures, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder / "backbone", folder / "backbone")
+    command = ["evaluate", folder, "--train", textures, "--test", textures]
+    first = main_ok(capsys, *command, "--protocol", "knn-v1", "--protocol", "ood-v1", "--ood", textures / "dots")
+    assert first.count("vectors kept") == 2 and len(list((folder / "features").glob("*.safetensors"))) == 2
+    again = main_ok(capsys, *command, "--protocol", "fewshot-v1", "--protocol", "rank-v1")
+    assert "vectors kept" not in again and again.count("computed before") == 2
+    rows = json.loads((folder / "evaluations.json").read_text())
+    assert {r["protocol"] for r in rows} == {"knn", "ood", "fewshot", "rank"}
+    assert all(r["data"] and r["width"] == 64 for r in rows)
+    assert {r["backbone_hash"] for r in rows} == {r.backbone_hash for r in run.results if r.backbone == "trained"} != {""}
+    main_ok(capsys, *command, "--protocol", "knn-v1")
+    assert len(json.loads((folder / "evaluations.json").read_text())) == len(rows)  # replaced, not doubled
+    out = main_ok(capsys, "compare", folder, folder)
+    assert "knn-v1 accuracy" in out and "fewshot-v1 accuracy (4 a class)" in out
+    code, _, err = say(capsys, *command, "--ood", textures)
+    assert code == 2 and "add --protocol ood-v1" in err
 
 
 def test_export_writes_what_timm_opens(run, tmp_path, capsys):
@@ -274,6 +296,7 @@ def test_methods_lists_them_and_doctor_examines(capsys):
 def test_the_flags_are_frozen():
     """A flag is a promise: adding one is a decision, so this list is changed by hand."""
     import inspect
+    import typing
 
     from daybreak import cli
 
@@ -285,6 +308,11 @@ def test_the_flags_are_frozen():
         "data", "hours", "method", "encoder", "image_size", "batch_size", "devices", "recipe", "set"]
     assert list(inspect.signature(cli.pack).parameters) == [
         "data", "out", "short_side", "encoding", "quality", "workers", "label", "group", "max_bad", "verify"]
+    assert list(inspect.signature(cli.evaluate).parameters) == ["run", "train", "test", "protocol", "label", "group", "ood", "seed"]
+    assert list(inspect.signature(cli.compare).parameters) == ["runs", "out"]
+    protocol = typing.get_type_hints(cli.evaluate, include_extras=True)["protocol"].__metadata__[0]
+    assert all(name in protocol.help for name in PROTOCOLS)
+
 
 
 def test_plan_says_what_a_run_would_take_and_writes_nothing(textures, tmp_path, capsys, monkeypatch):

@@ -6,13 +6,15 @@
 """
 
 import importlib.metadata
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .verbs import Plan, Run, demo, embed, evaluate, explain, export, load, pack, plan, pretrain
+    from .verbs import Plan, Run, compare, demo, embed, evaluate, explain, export, load, pack, plan, pretrain
 
 __version__ = importlib.metadata.version("daybreak")
-__all__ = ["Plan", "Run", "demo", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain"]
+__all__ = ["Plan", "Run", "compare", "demo", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,7 +22,16 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from . import verbs
 
-        # Kept, because the rooms that verbs imports (evaluate, explain, export) have taken the names of these verbs.
-        globals().update({verb: getattr(verbs, verb) for verb in __all__})
-        return globals()[name]
+        return getattr(verbs, name)
     raise AttributeError(f"module 'daybreak' has no attribute '{name}'")
+
+
+class Package(ModuleType):
+    """Keeps the names of verbs for the verbs: importing a room (evaluate, explain, export) would else take its own."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = Package

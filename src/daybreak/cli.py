@@ -99,12 +99,26 @@ def demo(out: Annotated[Path | None, typer.Option(help="run folder; default runs
 def evaluate(run: RunFolder,
              train: Annotated[str, typer.Option(help="labelled images of the bank")],
              test: Annotated[str, typer.Option(help="labelled images of the queries")],
-             protocol: Annotated[list[str] | None, typer.Option(help="repeatable; default knn-v1 and linear-v1")] = None,
-             label: Annotated[str | None, typer.Option(help="label column; default the first")] = None) -> None:
+             protocol: Annotated[list[str] | None, typer.Option(
+                 help="repeatable: knn-v1, linear-v1 (default), logistic-v1, fewshot-v1, nearest-mean-v1, retrieval-v1, "
+                      "multilabel-v1 (default of several labels an image), ood-v1, rank-v1")] = None,
+             label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
+             group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
+             ood: Annotated[str | None, typer.Option(help="images of other kinds, for ood-v1")] = None,
+             seed: Annotated[int, typer.Option(help="default 0")] = 0) -> None:
     """Measure a backbone on labelled images."""
     from . import verbs
 
-    verbs.evaluate(run, train=train, test=test, protocols=protocol, label=label)
+    verbs.evaluate(run, train=train, test=test, protocols=protocol, label=label, group=group, ood=ood, seed=seed)
+
+
+@app.command()
+def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", help="the folders of two or more runs")],
+            out: Annotated[Path | None, typer.Option(help="HTML file to draw them in; default none")] = None) -> None:
+    """Print the numbers of runs side by side, where they were measured alike."""
+    from . import verbs
+
+    verbs.compare(runs, out=out)
 
 
 @app.command()

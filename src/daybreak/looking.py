@@ -1,19 +1,20 @@
-"""The verbs that look at the backbone of a run: evaluate, embed, explain, export."""
+"""The verbs that look at the backbone of a run: evaluate, compare, embed, explain, export."""
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from .data.images import open_images, split_images
+from .compare import Row, compare_runs, keep_results, told
+from .data.images import open_images
 from .data.sources import printable
 from .errors import Refused
-from .evaluate.features import features
-from .evaluate.protocols import DEFAULT, Result, evaluate_features
+from .evaluate.features import features, fingerprint, kept_features
+from .evaluate.protocols import DEFAULT, Result, check, evaluate_features
+from .evaluate.tasks import Outside
 from .explain.maps import explain_images
 from .explain.neighbours import neighbours, spaced
 from .export.backbone import load
@@ -25,37 +26,65 @@ NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
 
 
 def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
-             label: str | None = None, seed: int = 0, console: Console | None = None) -> list[Result]:
-    """Measure the backbone of a run on labelled images and print the table.
+             label: str | None = None, group: str | None = None, ood: str | Path | None = None, seed: int = 0,
+             console: Console | None = None) -> list[Result]:
+    """Measure the backbone of a run on labelled images, print the table, add the numbers to the run's ``evaluations.json``.
+
+    Vectors are kept in the run's ``features/`` and used again.
 
     Args:
         run: folder of a run or of a backbone.
-        train: images of the bank, which linear-v1 also trains on. test: the queries.
-        protocols: names; None takes knn-v1 and linear-v1.
+        train: images of the bank, which classifiers are also trained on. test: the queries.
+        protocols: names; None takes knn-v1 and linear-v1, or multilabel-v1 where images have several labels.
+        group: column of what belongs together, in both sets.
+        ood: images of other kinds, which ood-v1 tells from those of ``test``.
+        seed: of draws, orders and resamples.
 
     Raises:
-        Refused: unknown protocol, images without labels, classes that differ.
+        Refused: unknown protocol, images without labels, no class in common.
     """
     console = console or Console()
-    backbone, device = load(run), device_name()
+    check(protocols or ())
+    if ood is not None and "ood-v1" not in (protocols or ()):
+        raise Refused(f"--ood {ood} is read by ood-v1 alone; add --protocol ood-v1.")
+    backbone, device, folder = load(run), device_name(), Path(run)
     backbone.encoder.to(device)
-    known: dict[str, Any] = dict(label=label, channels=backbone.channels)
-    first, second = open_images(train, **known), open_images(test, **known)
-    split = split_images(first, second)
-    split = replace(split, bank=first, train=first)
-    common: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
-    vectors = [features(backbone.encoder, images, **common) for images in (split.bank, split.queries)]
+    sets = [open_images(path, label=label, channels=backbone.channels, group=group) for path in (train, test)]
+    if ood is not None:
+        sets.append(open_images(ood, channels=backbone.channels))
+    vectors = []
+    for images in sets:
+        found, sentence = kept_features(folder / "features", backbone.encoder, images, size=backbone.size, device=device,
+                                        mean=backbone.mean, std=backbone.std)
+        console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
+        vectors.append(found)
+    (bank, queries), kind = sets[:2], sets[0].labels.kind if sets[0].labels else "none"
+    chosen = tuple(protocols or (("multilabel-v1",) if kind == "multi" else DEFAULT))
     results, skipped = evaluate_features(
-        vectors[0], split.bank.labels, vectors[1], split.queries.labels, protocols=tuple(protocols or DEFAULT),
-        data=first.fingerprint, seed=seed, bank_groups=split.bank.groups, query_groups=split.queries.groups)
+        vectors[0], bank.labels, vectors[1], queries.labels, protocols=chosen, data=bank.fingerprint, seed=seed,
+        bank_groups=bank.groups, query_groups=queries.groups, test_data=queries.fingerprint,
+        backbone_hash=fingerprint(backbone.encoder),
+        outside=None if ood is None else Outside(vectors[2], sets[2].groups, sets[2].fingerprint))
     for left in skipped:
-        console.print(f"note: {left}")
+        console.print(f"note: {left}", soft_wrap=True, highlight=False)
     if not results:
         raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
     for r in results:
-        error = f" ± {r.error:.1%}" if r.error is not None else ""
-        console.print(f"  {r.protocol}-{r.version} {r.metric}: {r.value:.1%}{error}")
+        console.print(f"  {r.protocol}-{r.version} {r.metric}: {told(r)}", soft_wrap=True, highlight=False)
+    console.print(f"numbers: {keep_results(folder, results)}", soft_wrap=True)
     return results
+
+
+def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, console: Console | None = None) -> list[Row]:
+    """Print the numbers of the trained backbones of runs side by side, and mark those that differ from the first's.
+
+    Args:
+        out: an HTML file in which they are also drawn.
+
+    Raises:
+        Refused: fewer than two runs, a folder without numbers, or no number that was measured alike in all of them.
+    """
+    return compare_runs([Path(run) for run in runs], console or Console(), None if out is None else Path(out))
 
 
 def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,
@@ -108,14 +137,16 @@ def explain(run: str | Path, images: str | Path, *, out: str | Path, count: int 
     found = open_images(images, label=label, channels=backbone.channels)
     console.print(f"data: {found.sentence()}", soft_wrap=True)
     chosen = spaced(found, count)
-    others = np.setdiff1d(np.arange(len(found)), chosen)
-    others = others[np.linspace(0, len(others) - 1, min(len(others), NEIGHBOUR_BANK)).astype(int)]
-    shown, bank = found.subset(chosen), found.subset(others)
+    rest = np.setdiff1d(np.arange(len(found)), chosen)
+    rest = rest[np.linspace(0, len(rest) - 1, min(len(rest), NEIGHBOUR_BANK)).astype(int)]
+    shown, bank = found.subset(chosen), found.subset(rest)
     known: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
     console.print(f"explaining {len(shown)} of {len(found):,} images; most of the time goes into scoring the maps")
     explanation = explain_images(backbone.encoder, shown, **known)
-    near = neighbours(*(features(backbone.encoder, some, **known) for some in (shown, bank)), shown, bank,
-                      count=len(shown)) if len(bank) else None
+    near = None
+    if len(bank):
+        queries, vectors = (features(backbone.encoder, some, **known) for some in (shown, bank))
+        near = neighbours(queries, vectors, shown, bank, count=len(shown))
     path = write_explanation(Path(out), explanation, near, backbone=backbone.encoder, name=Path(run).resolve().name,
                              info=backbone.info, data=found.sentence(), bank=len(bank))
     for note in explanation.notes:

@@ -17,9 +17,9 @@ from .data.images import Images, Split
 from .data.loader import Loader
 from .data.philox import Random
 from .data.views import expand
-from .evaluate.features import features, pixels
+from .evaluate.features import features, fingerprint, pixels
 from .evaluate.protocols import Result, Skipped, evaluate_features
-from .evaluate.rank import rankme, spread
+from .evaluate.rank import rank_v1, rankme, spread
 from .explain.neighbours import neighbours
 from .explain.projection import project
 from .export.backbone import Backbone, load, write_backbone
@@ -101,12 +101,14 @@ def measure(method: Method, config: RunConfig, split: Split, fabric: Fabric) -> 
     skipped: list[Skipped] = []
     for backbone, (bank, queries) in tables.items():
         known: dict[str, Any] = dict(backbone=backbone, data=split.train.fingerprint, seed=config.seed)
+        if backbone != "pixels":
+            known["backbone_hash"] = fingerprint(method.backbone if backbone == "trained" else random)
         found, left = evaluate_features(bank, split.bank.labels, queries, split.queries.labels, bank_groups=split.bank.groups,
-                                        query_groups=split.queries.groups, **known)
+                                        query_groups=split.queries.groups, test_data=split.queries.fingerprint, **known)
         results, skipped = results + found, skipped + left
         if backbone != "pixels":
-            results += [Result("rank", "v1", metric, value(bank), None, num_train=len(bank), **known)
-                        for metric, value in (("rankme", rankme), ("spread", spread))]
+            results += [Result("rank", "v1", metric, value, None, num_train=len(bank), width=bank.shape[1], **known)
+                        for metric, value in rank_v1(bank).items()]
     return results, skipped, tables["trained"]
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from daybreak.data.encode import PackSettings
-from daybreak.data.images import open_images
+from daybreak.data.images import Images, open_images
 from daybreak.data.trial import cost, pack, short_side, try_packings
 from daybreak.data.views import View
 
@@ -43,9 +43,17 @@ def test_raw_pixels_are_those_of_the_decoded_image(images):
     assert 8 * 3 * 60 * 90 < size == sum(packed.read(i).nbytes for i in range(8))
 
 
-def test_cost_counts_each_image_as_often_as_it_was_loaded(images):
-    times = cost(images, [View(size=32)])
-    assert times.images in (16, 20, 24) and times.processor > 0  # two batches, and what was begun of a third
+def test_cost_is_that_of_one_image(images, monkeypatch):
+    """By a clock that an image takes 3 seconds of."""
+    now, pixels = [0.0], Images.pixels
+
+    def slow(self, data, reduce=1):
+        now[0] += 3.0
+        return pixels(self, data, reduce)
+
+    monkeypatch.setattr(Images, "pixels", slow)
+    monkeypatch.setattr("daybreak.data.loader.time.thread_time", lambda: now[0])
+    assert cost(images, [View(size=32)]) == 3.0
 
 
 def test_smaller_images_cost_less_and_raw_ones_least(images):

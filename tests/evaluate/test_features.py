@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from daybreak.data.images import open_images
-from daybreak.evaluate.features import features, pixels
+from daybreak.evaluate.features import features, fingerprint, kept_features, pixels
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,40 @@ def test_pixels_are_in_the_unit_range(images):
     found = pixels(images, (4, 2))
     assert found.shape == (10, 3 * 4 * 2)
     torch.testing.assert_close(found[9].view(3, 8)[:, 0], torch.tensor([45, 90, 225]) / 255)
+
+
+def test_kept_vectors_are_read_again_until_weights_transform_or_order_change(images, tmp_path):
+    known = dict(size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    encoder = Means()
+    first, said = kept_features(tmp_path / "f", encoder, images, **known)
+    assert "10 vectors kept" in said and torch.equal(first, features(encoder, images, **known))
+    encoder.pooled = lambda images: 1 / 0  # nothing is computed again
+    again, said = kept_features(tmp_path / "f", encoder, images, **known)
+    assert torch.equal(again, first) and "computed before" in said
+    del encoder.pooled
+    turned, said = kept_features(tmp_path / "f", encoder, images.subset(np.arange(10)[::-1]), **known)
+    assert torch.equal(turned, first.flip(0)) and "kept" in said
+    assert "kept" in kept_features(tmp_path / "f", encoder, images, **(known | {"std": (2, 2, 2)}))[1]
+    encoder.norm.weight.data.fill_(2)
+    moved, said = kept_features(tmp_path / "f", encoder, images, **known)
+    assert "kept" in said and not torch.equal(moved, first)
+    assert len(list((tmp_path / "f").iterdir())) == 4
+
+
+def test_a_damaged_file_of_vectors_is_replaced_and_a_folder_that_can_not_be_is_said(images, tmp_path):
+    known = dict(size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    first, _ = kept_features(tmp_path / "f", Means(), images, **known)
+    (path,) = (tmp_path / "f").iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    again, said = kept_features(tmp_path / "f", Means(), images, **known)
+    assert torch.equal(again, first) and "vectors kept" in said
+    (tmp_path / "g").write_text("a file where the folder should be")
+    found, said = kept_features(tmp_path / "g", Means(), images, **known)
+    assert torch.equal(found, first) and "could not be kept" in said
+
+
+def test_the_fingerprint_is_that_of_the_weights():
+    encoder = Means()
+    assert fingerprint(encoder) == fingerprint(Means()) and len(fingerprint(encoder)) == 16
+    encoder.norm.bias.data[1] += 1e-6
+    assert fingerprint(encoder) != fingerprint(Means())

@@ -1,5 +1,7 @@
 """What is measured, what is left out, and that both are said."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from daybreak.data.sources import Labels
 from daybreak.errors import Refused
 from daybreak.evaluate import protocols
-from daybreak.evaluate.protocols import PROTOCOLS, Skipped, evaluate_features
+from daybreak.evaluate.protocols import DEFAULT, PROTOCOLS, Found, Protocol, Skipped, evaluate_features
+from daybreak.evaluate.tasks import Outside
 
 
 def some(count: int, seed: int, names=("cat", "dog"), noise: float = 0.3):
@@ -62,7 +65,7 @@ def test_classes_of_one_image_each_give_no_accuracy():
     names = tuple("abcdef")
     bank, labels = some(6, 0, names)
     results, skipped = evaluate_features(bank[:4], labels.take(np.arange(4)), bank[4:], labels.take(np.arange(4, 6)))
-    assert not results and [s.protocol for s in skipped] == list(PROTOCOLS)
+    assert not results and [s.protocol for s in skipped] == list(DEFAULT)
     assert "0 of 6 classes have at least 2 images" in str(skipped[0])
 
 
@@ -96,7 +99,7 @@ def test_groups_reach_the_split_and_the_error(monkeypatch):
     monkeypatch.setattr(protocols, "standard_error", lambda right, groups, seed: seen.append(groups) or 0.0)
     (bank, labels), (queries, truth) = some(60, 0), some(30, 1)
     labels = Labels("class", np.where(np.arange(60) < 6, -1, labels.values), labels.classes)
-    monkeypatch.setitem(PROTOCOLS, "linear-v1", lambda task, seed: seen.append(task.train_groups) or {})
+    monkeypatch.setitem(PROTOCOLS, "linear-v1", Protocol(lambda task, seed: seen.append(task.train_groups) or Found([])))
     evaluate_features(bank, labels, queries, truth, bank_groups=[f"b{i // 2}" for i in range(60)],
                       query_groups=[f"q{i // 3}" for i in range(30)])
     assert [f"b{i // 2}" for i in range(6, 60)] in seen and [f"q{i // 3}" for i in range(30)] in seen
@@ -105,3 +108,82 @@ def test_groups_reach_the_split_and_the_error(monkeypatch):
 def test_unknown_protocols_are_refused_with_the_nearest():
     with pytest.raises(Refused, match="did you mean 'knn-v1'"):
         evaluate_features(*some(10, 0), *some(10, 1), protocols=("knn-v2",))
+
+
+def test_classes_the_bank_lacks_are_said():
+    queries, truth = some(30, 1)
+    lacking = Labels("class", truth.values, ("cow", "cat"))
+    results, skipped = evaluate_features(*some(60, 0), queries, lacking, protocols=("retrieval-v1",))
+    assert "1 of 2 classes of the queries are not in the bank; their 15 images count as errors: cow." in str(skipped[0])
+    assert {r.metric: r.value for r in results}["recall@1"] <= 0.5
+    other = Labels("class", truth.values, ("cow", "yak"))
+    results, skipped = evaluate_features(*some(60, 0), queries, other, protocols=("knn-v1",))
+    assert not results and str(skipped[0]) == ("knn-v1: No class of the queries (cow, yak) is in the bank (cat, dog); "
+                                               "give the same label column for both.")
+
+
+def test_a_bank_of_one_class_gives_no_number():
+    bank, labels = some(60, 0)
+    one = Labels("class", np.zeros_like(labels.values), labels.classes)
+    results, skipped = evaluate_features(bank, one, *some(30, 1))
+    assert not results and skipped[0].reason == "The bank holds one class only, cat; 2 are needed."
+
+
+def test_a_bank_smaller_than_k_is_said():
+    results, skipped = evaluate_features(*some(12, 0), *some(10, 1), protocols=("knn-v1",))
+    assert results and skipped == [Skipped("knn-v1", "the bank has 12 images, fewer than k = 20; all of them vote.")]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_vectors_that_are_not_finite_give_no_number(bad):
+    bank, labels = some(60, 0)
+    bank[7, 3] = bad
+    results, skipped = evaluate_features(bank, labels, *some(30, 1), protocols=tuple(PROTOCOLS))
+    assert not results and len(skipped) == len(PROTOCOLS)
+    assert "1 of 60 vectors of the bank are not finite (the first is that of image 7" in skipped[0].reason
+
+
+def several(count: int, seed: int, names=("edema", "mass")):
+    vectors, labels = some(count, seed)
+    values = np.stack([labels.values, 1 - labels.values], 1).astype(np.float32)
+    return vectors, Labels("multi", values, names)
+
+
+def test_several_labels_are_matched_by_name_and_unknown_images_left_out():
+    bank, queries = several(60, 0), several(30, 1, ("mass", "edema"))
+    queries[1].values[:, :] = queries[1].values[:, ::-1].copy()
+    queries[1].values[4] = np.nan
+    results, skipped = evaluate_features(*bank, *queries, protocols=("multilabel-v1",), seed=2)
+    assert not skipped and {r.metric: r.value for r in results}["AUC (mass)"] > 0.9
+    assert all((r.num_train, r.num_test, r.num_classes, r.error is not None) == (60, 29, 2, True) for r in results)
+
+
+def test_labels_of_one_side_or_of_one_value_are_said():
+    bank, queries = several(60, 0), several(30, 1, ("edema", "cyst"))
+    results, skipped = evaluate_features(*bank, *queries, protocols=("multilabel-v1",))
+    assert skipped == [Skipped("multilabel-v1", "2 labels are those of one side only; left out: mass, cyst.")] and results
+    queries = several(30, 1)
+    queries[1].values[:, 1] = 0
+    results, skipped = evaluate_features(*bank, *queries, protocols=("multilabel-v1",))
+    assert "1 of 2 labels have one value only" in str(skipped[0]) and "AUC (mass)" not in {r.metric for r in results}
+    queries[1].values[:, 0] = 1
+    results, skipped = evaluate_features(*bank, *queries, protocols=("multilabel-v1",))
+    assert not results and "None of 2 labels has both values" in str(skipped[0])
+    results, skipped = evaluate_features(*bank, *several(30, 1, ("a", "b")), protocols=("multilabel-v1",))
+    assert not results and "No label of the queries (a, b) is in the bank (edema, mass)" in str(skipped[0])
+
+
+def test_rank_needs_no_labels_and_ood_other_images():
+    bank, queries = some(60, 0)[0], some(30, 1)[0]
+    results, _ = evaluate_features(bank, None, queries, None, protocols=("rank-v1",), test_data="q")
+    assert {"rankme", "uniformity"} <= {r.metric for r in results} and all(r.num_test == 0 and not r.test_data for r in results)
+    results, skipped = evaluate_features(*some(60, 0), *some(30, 1), protocols=("ood-v1", "knn-v1"))
+    assert "--ood DATA" in str(skipped[0]) and {r.protocol for r in results} == {"knn"}
+    outside = Outside(10 - bank[:20], None, "0dd")
+    results, _ = evaluate_features(*some(60, 0), *some(30, 1), protocols=("ood-v1",), outside=outside, test_data="q")
+    assert {(r.test_data, r.num_test, r.num_classes) for r in results} == {("q+0dd", 50, 2)}
+
+
+def test_the_table_of_the_documentation_is_that_of_the_code():
+    text = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")] == list(PROTOCOLS)

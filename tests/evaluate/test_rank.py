@@ -1,10 +1,11 @@
-"""RankMe and spread where their values are known."""
+"""The measures of collapse where their values are known."""
 
 import numpy as np
 import pytest
 import torch
 
-from daybreak.evaluate.rank import rankme, spread
+from daybreak.evaluate import rank
+from daybreak.evaluate.rank import alpha_req, rank_v1, rankme, spectrum, spread, uniformity
 
 
 def test_orthonormal_columns_have_full_rank_and_one_direction_has_rank_one():
@@ -29,3 +30,48 @@ def test_spread_is_one_for_even_directions_and_nothing_for_one():
     assert spread(even) == pytest.approx(1, abs=0.02)
     assert spread(even * torch.rand(4000, 1)) == pytest.approx(spread(even), rel=1e-5)  # lengths don't count
     assert spread(torch.ones(50, 32) * torch.arange(1, 51)[:, None]) == pytest.approx(0, abs=1e-6)
+
+
+def with_spectrum(values: torch.Tensor, count: int = 400) -> torch.Tensor:
+    """Centred features whose covariance has these eigenvalues."""
+    random = torch.randn(count, len(values), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    columns = torch.linalg.qr(random - random.mean(0))[0]  # of the columns' span, so still centred
+    return columns * (values * (count - 1)).sqrt()
+
+
+def test_alpha_is_the_exponent_of_the_spectrum():
+    i = torch.arange(1, 121, dtype=torch.float64)
+    for alpha in (0.5, 1.0, 2.0):
+        features = with_spectrum(i**-alpha)
+        torch.testing.assert_close(spectrum(features), i**-alpha, atol=1e-9, rtol=1e-6)
+        assert alpha_req(features + 5) == pytest.approx(alpha, abs=1e-6)  # the mean is taken out
+
+
+def test_alpha_weighs_the_ranks_by_their_inverse():
+    values = torch.arange(1, 61, dtype=torch.float64) ** -1.0 * (1 + 0.3 * torch.cos(torch.arange(60)))
+    i, y = np.arange(11, 61), np.sort(values.numpy())[::-1][10:]
+    x, y, w = np.log(i), np.log(y), 1 / i
+    mean_x, mean_y = np.average(x, weights=w), np.average(y, weights=w)
+    slope = np.sum(w * (x - mean_x) * (y - mean_y)) / np.sum(w * (x - mean_x) ** 2)
+    assert alpha_req(with_spectrum(values)) == pytest.approx(-slope, abs=1e-6)
+    assert alpha_req(torch.randn(400, 15)) is None  # five eigenvalues beyond the tenth are no slope
+
+
+def test_uniformity_by_a_loop_over_pairs(monkeypatch):
+    table = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    unit = (table / table.norm(dim=1, keepdim=True)).double().numpy()
+    pairs = [np.exp(-2 * ((unit[i] - unit[j]) ** 2).sum()) for i in range(30) for j in range(i)]
+    assert uniformity(table) == pytest.approx(np.log(np.mean(pairs)), abs=1e-5)
+    assert uniformity(torch.ones(20, 3)) == pytest.approx(0, abs=1e-5)
+    assert uniformity(torch.randn(2000, 256, generator=torch.Generator().manual_seed(0))) == pytest.approx(-4, abs=0.05)
+    monkeypatch.setattr(rank, "MOST", 10)
+    assert uniformity(table) == pytest.approx(uniformity(table[[0, 3, 6, 9, 12, 16, 19, 22, 25, 29]]), abs=1e-6)
+
+
+def test_effective_dimension_counts_the_directions_in_use():
+    flat = torch.randn(100, 4, generator=torch.Generator().manual_seed(0)) @ torch.randn(
+        4, 20, generator=torch.Generator().manual_seed(1))
+    assert rank_v1(flat)["effective dimension"] == 4
+    same = rank_v1(torch.ones(10, 3))
+    assert same == pytest.approx({"rankme": 1, "spread": 0, "uniformity": 0, "effective dimension": 0}, abs=1e-4)
+    assert rank_v1(torch.randn(100, 30)).keys() == {"rankme", "spread", "uniformity", "effective dimension", "alpha-ReQ"}

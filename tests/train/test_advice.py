@@ -1,24 +1,14 @@
 """Advice is measured by what it foretells: a simulated run, before and after the change, says whether it holds."""
 
 import heapq
-import io
-import json
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.fabric import Fabric
-from rich.console import Console
 
-from daybreak.data.images import Images, open_images
 from daybreak.data.loader import Times
 from daybreak.data.trial import Packing
-from daybreak.methods.base import find
-from daybreak.runs import make_method
 from daybreak.train.advice import LEAST_WAITING, Adviser, Costs, Pace, changes
-from daybreak.train.loop import train
-from daybreak.train.plan import choose, make_budget
 from daybreak.train.timing import Meter, Spans
 
 PATH = Path("photos")
@@ -169,20 +159,3 @@ def test_a_meter_gives_seconds_an_image_since_the_last_look():
     spans.add("step", since)
     assert meter.close(1016) == Costs(read=0.1, decode=0.2, place=0.05, processor=0.3, others=0.25, copy=0.0, augment=0.0, step=0.5)
     assert meter.close(1032) is None  # nothing was loaded
-
-
-def test_a_run_with_a_slow_disk_says_so_once_and_writes_its_stages(textures, tmp_path, monkeypatch):
-    read, images = Images.read, open_images(textures)
-    monkeypatch.setattr(Images, "read", lambda self, i: time.sleep(0.01) or read(self, i))
-    tree = {"method": {"name": "mae"}, "encoder": {"width": 64, "depth": 1}, "watch": {"log_steps": 3, "probes": 0},
-            "training": {"images": 480, "batch_size": 32, "precision": "32-true"}, "data": {"threads": 1}}
-    config, _ = choose(find("mae"), tree, images, "cpu")
-    console = Console(file=io.StringIO(), width=200)
-    train(make_method(config, 3), images, config, tmp_path, fabric=Fabric(accelerator="cpu", devices=1), console=console,
-          budget=make_budget(config.training, len(images), time.monotonic), probe=lambda backbone: {})
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    stages = [line["seconds_an_image"] for line in lines]
-    assert len(stages) == 5 and all(0.01 <= s["read"] < 0.5 and s["step"] > 0 and s["augment"] > 0 for s in stages if s)
-    assert stages[0] and stages[-1]
-    said = [line for line in console.file.getvalue().splitlines() if "waiting for images takes" in line]
-    assert len(said) == 1 and "threads would give about" in said[0] and "(next: --set data.threads=" in said[0]

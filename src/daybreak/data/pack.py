@@ -277,7 +277,8 @@ class _Packing:
         write_json(self.out / "dataset_info.json", {"features": features(self.columns)})
         write_json(self.out / "pack.json", {"settings": told, "images": count, "left_out": n - count, "shards": shards})
         state = {"_data_files": [{"filename": shard["file"]} for shard in shards], "_fingerprint": found.fingerprint}
-        no_format = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
+        no_format: dict[str, Any] = {"_format_columns": None, "_format_kwargs": {}, "_format_type": None,
+                                     "_output_all_columns": False}
         write_json(self.out / "state.json", state | no_format | {"_split": None})
         return Packed(count, n - count, len(shards), sum(shard["bytes"] for shard in shards), found.sentence())
 

@@ -11,7 +11,7 @@ from ..errors import Failed
 from .decode import Unreadable, probe
 from .encode import PackSettings, encode
 from .images import Images
-from .loader import Loader, Times
+from .loader import Loader
 from .sources import Source
 from .views import View
 
@@ -53,14 +53,13 @@ def try_packings(images: Images, views: Sequence[View], seconds: float, one: flo
         for encoding in ENCODINGS:
             packed, size = pack(few, PackSettings(short_side=side, encoding=encoding))
             if size not in sizes:  # else the bytes are those there were
-                share = cost(packed, views).processor / max(now.processor, 1e-9)
-                found.append(Packing(side, encoding, share, size / max(sizes[0], 1)))
+                found.append(Packing(side, encoding, cost(packed, views) / now, size / sizes[0]))
             sizes.append(size)
     return found
 
 
-def cost(images: Images, views: Sequence[View]) -> Times:
-    """Return what images cost a thread that has the processor to itself."""
+def cost(images: Images, views: Sequence[View]) -> float:
+    """Return the seconds of a processor that an image takes."""
     loader = Loader(images, views, len(images), seed=0, threads=1, ahead=1, labels=False)
     with contextlib.closing(loader):
         for _ in range(LOADS):
@@ -68,7 +67,8 @@ def cost(images: Images, views: Sequence[View]) -> Times:
         before = loader.times
         for _ in range(LOADS):
             next(loader)
-        return loader.times.minus(before)
+        times = loader.times.minus(before)
+        return times.processor / times.images
 
 
 def pack(images: Images, settings: PackSettings) -> tuple[Images, int]:

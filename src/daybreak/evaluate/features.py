@@ -3,10 +3,15 @@
 N images, B batch, C channels, H W height and width, D width of the vectors.
 """
 
+import hashlib
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -63,3 +68,44 @@ def pixels(images: "Images", size: tuple[int, int], *, batch_size: int = 256,
 def unit(images: Tensor) -> Tensor:
     """uint8 or uint16 images as float32 in [0, 1]."""
     return images.float() / (255 if images.dtype == torch.uint8 else 65535)
+
+
+def fingerprint(encoder: nn.Module) -> str:
+    """16 hexadecimal digits of SHA-256 over the weights (name, type, shape, bytes) and the pooling of a backbone."""
+    found = hashlib.sha256(str(getattr(encoder, "pooling", "")).encode())
+    for name, value in sorted(encoder.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def kept_features(folder: Path, encoder: nn.Module, images: "Images", *, size: tuple[int, int], mean: Sequence[float],
+                  std: Sequence[float], device: str | torch.device = "cpu", threads: int | None = None) -> tuple[Tensor, str]:
+    """As ``features`` in float32, read from a file in ``folder`` if the same vectors were computed before, else written there.
+
+    The name of the file is a hash of the weights, the data (fingerprint, channels, bits and the order of the keys)
+    and the transform, so what changes any of them is computed anew; a file that is damaged is replaced.
+
+    Returns:
+        The vectors (N, D), and a sentence on where they are or come from.
+    """
+    key = {"backbone": fingerprint(encoder), "data": images.fingerprint,
+           "images": f"{images.channels} channels, {images.depth} bits, background {images.background}, keys "
+                     + hashlib.sha256("\0".join(images.keys).encode("utf-8", "surrogateescape")).hexdigest()[:16],
+           "transform": f"{size[0]} x {size[1]} pixels, mean {list(mean)}, std {list(std)}"}
+    path = folder / f"{hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]}.safetensors"
+    if path.is_file():
+        try:
+            with safe_open(path, "pt") as file:
+                return file.get_tensor("features"), f"{len(images):,} vectors computed before: {path}"
+        except SafetensorError:
+            pass  # a file cut short by another cause than this function, which renames whole ones
+    found = features(encoder, images, size=size, mean=mean, std=std, device=device, threads=threads)
+    beside = path.with_suffix(".part")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({"features": found.contiguous()}, beside, metadata=key)
+        os.replace(beside, path)
+    except (OSError, SafetensorError) as error:
+        return found, f"{len(images):,} vectors, which could not be kept ({error}); the next call computes them again"
+    return found, f"{len(images):,} vectors kept: {path}"

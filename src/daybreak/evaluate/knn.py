@@ -12,11 +12,12 @@ from torch.nn.functional import normalize
 from .linear import standardise_by
 from .metrics import Scores, score
 
+K = 20
 CHUNK = 1024  # queries at a time, so that the table of similarities stays small
 
 
 def knn_v1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, num_classes: int, *,
-           k: int = 20, temperature: float = 0.07, standardise: bool = False) -> Scores:
+           k: int = K, temperature: float = 0.07, standardise: bool = False) -> Scores:
     """Classify queries by cosine similarity with the bank.
 
     A class's score is the sum of exp(similarity / temperature) over those of the k nearest that belong to it.

@@ -7,15 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import Refused, nearest
 from .bootstrap import standard_error
-from .knn import knn_v1
+from .fewshot import fewshot_v1
+from .knn import K, knn_v1
 from .linear import linear_v1
-from .metrics import Scores
+from .logistic import logistic_v1
+from .metrics import Number, Scores
+from .multilabel import multilabel_v1
+from .nearest_mean import incremental, nearest_mean_v1
+from .ood import ood_v1
+from .rank import rank_v1
+from .retrieval import retrieval_v1
+from .tasks import Outside, Task, make_task
 
 if TYPE_CHECKING:
     from ..data.sources import Labels
@@ -29,8 +36,8 @@ class Result:
 
     protocol: str  # "knn", "linear"
     version: str  # "v1"
-    metric: str  # one of metrics.METRICS, "(standardised)" appended where that is a second row
-    value: float  # in [0, 1]
+    metric: str  # such as one of metrics.METRICS, "(standardised)" appended where that is a second row
+    value: float
     error: float | None  # standard error over the test images; None where none is computed
     backbone: Backbone
     data: str  # fingerprint or name of the data
@@ -38,11 +45,14 @@ class Result:
     num_train: int = 0  # images in the bank, or trained on
     num_test: int = 0
     num_classes: int = 0
+    test_data: str = ""  # fingerprint of the test images, "+" and that of the OOD images where there are any
+    backbone_hash: str = ""  # of the weights, "" for pixels
+    width: int = 0  # of the vectors
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A protocol that gave no number, or left images out, with the reason as a sentence."""
+    """A protocol that gave no number, or left something out, with the reason as a sentence."""
 
     protocol: str
     reason: str
@@ -51,107 +61,135 @@ class Skipped:
         return f"{self.protocol}: {self.reason}"
 
 
-class Task(NamedTuple):
-    """Vectors with known classes, ready for a protocol."""
+class Found(NamedTuple):
+    """What a protocol gives: numbers, and sentences on what was left out."""
 
-    train: Tensor  # (N, D)
-    train_labels: Tensor  # (N,) int64 in [0, C)
-    queries: Tensor  # (n, D)
-    query_labels: Tensor  # (n,)
-    num_classes: int
-    train_groups: list[str] | None
-    query_groups: list[str] | None
+    numbers: list[Number]
+    notes: Sequence[str] = ()
 
 
-def run_knn(task: Task, seed: int) -> dict[str, Scores]:
+def judged(scores: Scores, task: Task, seed: int, suffix: str = "") -> list[Number]:
+    """The metrics of predictions; accuracy comes with its error."""
+    right = scores.prediction == task.query_labels.cpu().numpy()
+    return [Number(metric + suffix, value, standard_error(right, task.query_groups, seed=seed) if metric == "accuracy" else None)
+            for metric, value in scores.metrics.items()]
+
+
+def run_knn(task: Task, seed: int) -> Found:
     """knn-v1 and its second row; draws nothing."""
-    return {suffix: knn_v1(*task[:5], standardise=bool(suffix)) for suffix in ("", " (standardised)")}
+    few = [f"the bank has {len(task.train)} images, fewer than k = {K}; all of them vote."] if len(task.train) < K else []
+    return Found([number for suffix in ("", " (standardised)")
+                  for number in judged(knn_v1(*task[:5], standardise=bool(suffix)), task, seed, suffix)], few)
 
 
-def run_linear(task: Task, seed: int) -> dict[str, Scores]:
-    return {"": linear_v1(*task[:5], seed=seed, groups=task.train_groups)}
+def run_linear(task: Task, seed: int) -> Found:
+    return Found(judged(linear_v1(*task[:5], seed=seed, groups=task.train_groups), task, seed))
 
 
-PROTOCOLS: dict[str, Callable[[Task, int], dict[str, Scores]]] = {"knn-v1": run_knn, "linear-v1": run_linear}
+def run_logistic(task: Task, seed: int) -> Found:
+    return Found(judged(logistic_v1(*task[:5], groups=task.train_groups), task, seed))
+
+
+def run_fewshot(task: Task, seed: int) -> Found:
+    return Found(*fewshot_v1(*task[:5], seed=seed, query_groups=task.query_groups, classes=task.classes))
+
+
+def run_nearest_mean(task: Task, seed: int) -> Found:
+    return Found(judged(nearest_mean_v1(*task[:5]), task, seed)
+                 + incremental(*task[:5], seed=seed, query_groups=task.query_groups))
+
+
+def run_retrieval(task: Task, seed: int) -> Found:
+    return Found(*retrieval_v1(*task[:4], seed=seed, query_groups=task.query_groups))
+
+
+def run_multilabel(task: Task, seed: int) -> Found:
+    return Found(multilabel_v1(*task[:4], task.classes, seed=seed, groups=task.train_groups, query_groups=task.query_groups))
+
+
+def run_ood(task: Task, seed: int) -> Found:
+    if task.outside is None:
+        raise Refused("images of another kind are needed to tell from those of the test; give them with --ood DATA.")
+    return Found(*ood_v1(*task[:3], task.outside.vectors, seed=seed, groups=task.train_groups, query_groups=task.query_groups,
+                         outside_groups=task.outside.groups))
+
+
+def run_rank(task: Task, seed: int) -> Found:
+    """rank-v1 of the bank; draws nothing."""
+    return Found([Number(metric, value, None) for metric, value in rank_v1(task.train).items()])
+
+
+class Protocol(NamedTuple):
+    run: Callable[[Task, int], Found]
+    labels: Literal["class", "multi", "none"] = "class"  # what it needs
+
+
+PROTOCOLS = {
+    "knn-v1": Protocol(run_knn), "linear-v1": Protocol(run_linear), "logistic-v1": Protocol(run_logistic),
+    "fewshot-v1": Protocol(run_fewshot), "nearest-mean-v1": Protocol(run_nearest_mean),
+    "retrieval-v1": Protocol(run_retrieval), "multilabel-v1": Protocol(run_multilabel, "multi"),
+    "ood-v1": Protocol(run_ood), "rank-v1": Protocol(run_rank, "none"),
+}
 DEFAULT = ("knn-v1", "linear-v1")
+
+
+def check(protocols: Sequence[str]) -> None:
+    """Refuse a name that is none."""
+    for name in protocols:
+        if name not in PROTOCOLS:
+            raise Refused(f"unknown protocol '{name}'; {nearest(name, list(PROTOCOLS))}")
 
 
 def evaluate_features(bank: Tensor, bank_labels: "Labels | None", queries: Tensor,
                       query_labels: "Labels | None", *, protocols: Sequence[str] = DEFAULT,
                       backbone: Backbone = "trained", data: str = "", seed: int = 0,
-                      bank_groups: list[str] | None = None, query_groups: list[str] | None = None,
-                      ) -> tuple[list[Result], list[Skipped]]:
-    """Apply protocols to vectors of labelled images.
+                      bank_groups: list[str] | None = None, query_groups: list[str] | None = None, test_data: str = "",
+                      backbone_hash: str = "", outside: Outside | None = None) -> tuple[list[Result], list[Skipped]]:
+    """Apply protocols to vectors of images, labelled as each protocol needs them.
 
     Images of unknown class are left out, and classes of fewer than two images, which a sentence says. Classes
-    are matched by name; a query of a class that the bank lacks counts as an error.
+    are matched by name; a query of a class that the bank lacks counts as an error, which a sentence says too.
 
     Args:
-        bank: (N, D), with one label each; also what linear-v1 trains on.
+        bank: (N, D), with one label each; also what classifiers are trained on.
         queries: (n, D), none of them in the bank.
         bank_groups, query_groups: what belongs together (patient, video): held out, and resampled, as one.
+        data, test_data, backbone_hash: fingerprints that go into the results.
+        outside: OOD images, which ood-v1 needs.
 
     Returns:
-        Results and what was skipped; without labels everything is skipped.
+        Results and what was skipped; vectors that are not finite, or labels that don't serve, give no result.
 
     Raises:
         Refused: an unknown protocol.
     """
+    check(protocols)
+    sides = {"bank": bank, "queries": queries} | ({} if outside is None else {"OOD images": outside.vectors})
+    for side, vectors in sides.items():
+        if len(bad := torch.nonzero(~vectors.isfinite().all(1))):
+            reason = (f"{len(bad)} of {len(vectors)} vectors of the {side} are not finite (the first is that of image "
+                      f"{int(bad[0])}, from 0); the backbone is broken or its precision too narrow: try 32-true.")
+            return [], [Skipped(name, reason) for name in protocols]
+    results: list[Result] = []
+    skipped: list[Skipped] = []
+    tasks = {kind: make_task(kind, bank, bank_labels, queries, query_labels, bank_groups, query_groups, outside)
+             for kind in {PROTOCOLS[name].labels for name in protocols}}
     for name in protocols:
-        if name not in PROTOCOLS:
-            raise Refused(f"unknown protocol '{name}'; {nearest(name, list(PROTOCOLS))}")
-    reason = why_not(bank_labels) or why_not(query_labels)
-    if reason or bank_labels is None or query_labels is None:
-        return [], [Skipped(name, reason) for name in protocols]
-    task, sentence = make_task(bank, bank_labels, queries, query_labels, bank_groups, query_groups)
-    skipped = [Skipped(name, sentence) for name in protocols if sentence]
-    if task is None:
-        return [], skipped
-    results = []
-    for name in protocols:
+        task, notes = tasks[PROTOCOLS[name].labels]
+        skipped += [Skipped(name, note) for note in notes]
+        if task is None:
+            continue
+        try:
+            found = PROTOCOLS[name].run(task, seed)
+        except Refused as error:  # the other protocols may go on
+            found = Found([], [str(error)])
+        skipped += [Skipped(name, note) for note in found.notes]
         protocol, _, version = name.rpartition("-")
-        for suffix, scores in PROTOCOLS[name](task, seed).items():
-            right = scores.prediction == task.query_labels.cpu().numpy()
-            for metric, value in scores.metrics.items():
-                error = standard_error(right, task.query_groups, seed=seed) if metric == "accuracy" else None
-                results.append(Result(protocol, version, metric + suffix, value, error, backbone, data, seed,
-                                      len(task.train), len(task.queries), task.num_classes))
+        tested, num_test = test_data, len(task.queries)
+        if name == "ood-v1" and outside is not None:
+            tested, num_test = f"{test_data}+{outside.data}", num_test + len(outside.vectors)
+        elif PROTOCOLS[name].labels == "none":
+            tested, num_test = "", 0
+        results += [Result(protocol, version, number.metric, number.value, number.error, backbone, data, seed, len(task.train),
+                           num_test, task.num_classes, tested, backbone_hash, bank.shape[1]) for number in found.numbers]
     return results, skipped
-
-
-def why_not(labels: "Labels | None") -> str:
-    """Why these labels give no accuracy, as a sentence; empty if they do."""
-    if labels is None:
-        return "The images have no labels, so no accuracy can be measured."
-    if labels.kind == "class":
-        return ""
-    kind = {"multi": "several labels an image", "value": "numbers for labels"}[labels.kind]
-    return f"The data have {kind}; this protocol needs one class an image."
-
-
-def make_task(bank: Tensor, bank_labels: "Labels", queries: Tensor, query_labels: "Labels",
-              bank_groups: list[str] | None, query_groups: list[str] | None) -> tuple[Task | None, str]:
-    """Keep what can be judged; the sentence says what was left out (empty: nothing but unknown classes)."""
-    classes = list(dict.fromkeys([*bank_labels.classes, *query_labels.classes]))
-    place = {name: i for i, name in enumerate(classes)}
-    table = [np.array([*map(place.get, labels.classes), -1])[np.asarray(labels.values, dtype=np.int64)]
-             for labels in (bank_labels, query_labels)]  # an unknown class, -1, reads the last entry
-    counts = np.bincount(np.concatenate(table) + 1, minlength=len(classes) + 1)[1:]
-    rare = [name for name, count in zip(classes, counts, strict=True) if count == 1]
-    kept = np.append(counts > 1, False)  # the last entry is the unknown class
-    renamed = np.append(np.cumsum(counts > 1) - 1, -1)
-    keep = [np.flatnonzero(kept[values]) for values in table]
-    num_classes = int((counts > 1).sum())
-    sentence = ""
-    if rare:
-        named = ", ".join(rare[:5]) + (", ..." if len(rare) > 5 else "")
-        sentence = f"{len(rare)} of {len(classes)} classes have fewer than 2 images; left out: {named}."
-    if num_classes < 2 or min(map(len, keep)) == 0 or len(keep[0]) < 2:
-        return None, (f"{num_classes} of {len(classes)} classes have at least 2 images, with {len(keep[0])} "
-                      f"in the bank and {len(keep[1])} queries; 2 classes, 2 images and 1 query are needed.")
-    (train, train_labels, train_groups), (test, test_labels, test_groups) = (
-        (vectors[torch.from_numpy(rows)].float(), torch.from_numpy(renamed[values[rows]]),
-         None if groups is None else [groups[i] for i in rows])
-        for vectors, values, rows, groups in zip((bank, queries), table, keep, (bank_groups, query_groups),
-                                                 strict=True))
-    return Task(train, train_labels, test, test_labels, num_classes, train_groups, test_groups), sentence

@@ -3,9 +3,25 @@
 N images, D width.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+FIRST, LAST = 10, 100  # eigenvalues between which alpha-ReQ fits its slope
+FLOOR = 1e-6  # of the largest eigenvalue: what is smaller is no direction
+ROUNDING = 1e-15  # variance of unit vectors that is none
+MOST = 10_000  # vectors among which uniformity takes all pairs
+CHUNK = 1000
+
+
+def rank_v1(features: Tensor) -> dict[str, float]:
+    """All the measures of features (N, D), N at least 2; alpha-ReQ is missing where there are too few eigenvalues."""
+    found = {"rankme": rankme(features), "spread": spread(features), "uniformity": uniformity(features)}
+    values = spectrum(normalize(features.double(), dim=1))
+    found["effective dimension"] = float((values > max(FLOOR * float(values[0]), ROUNDING)).sum())
+    alpha = alpha_req(features)
+    return found if alpha is None else found | {"alpha-ReQ": alpha}
 
 
 def rankme(features: Tensor) -> float:
@@ -30,3 +46,41 @@ def spread(features: Tensor) -> float:
     """
     unit = normalize(features.double(), dim=1)
     return float(unit.std(0, correction=0).mean() * unit.shape[1] ** 0.5)
+
+
+def spectrum(features: Tensor) -> Tensor:
+    """Eigenvalues of the centred covariance (over N - 1) of features (N, D), largest first, min(N - 1, D) of them."""
+    table = features.double() - features.double().mean(0)
+    gram = table.T @ table if len(table) > table.shape[1] else table @ table.T  # both have the same that are not 0
+    count = min(len(table) - 1, table.shape[1])
+    return torch.linalg.eigvalsh(gram).flip(0)[:count].clamp(min=0) / (len(table) - 1)
+
+
+def alpha_req(features: Tensor) -> float | None:
+    """The exponent a of lambda_i ~ i^-a for the eigenvalues of the centred covariance of features (N, D).
+
+    A line through log lambda_i over log i, i from 11 to 100 or as many as there are, with weights 1 / i. Near 1 is
+    wanted; far above it few directions are used. None if fewer than 10 eigenvalues above 1e-12 of the largest are
+    left beyond the tenth. Agrawal et al. 2022 (NeurIPS), after its code.
+    """
+    eigen = spectrum(features)
+    values = eigen[eigen > 1e-12 * eigen[0]][:LAST].numpy()
+    if len(values) < FIRST + 10:
+        return None
+    i = np.arange(FIRST + 1, len(values) + 1)
+    slope, _ = np.polyfit(np.log(i), np.log(values[FIRST:]), 1, w=i**-0.5)  # NumPy's weights multiply before the square
+    return float(-slope)
+
+
+def uniformity(features: Tensor) -> float:
+    """log of the mean of exp(-2 |u_i - u_j|^2) over the pairs of L2-normalised features (N, D); lower is more uniform.
+
+    0 if all are the same, near -4 for a wide uniform sphere. Of more than 10,000 features, 10,000 at equal steps are
+    paired. Wang and Isola 2020 (arXiv 2005.10242).
+    """
+    if len(features) > MOST:
+        features = features[torch.linspace(0, len(features) - 1, MOST, dtype=torch.float64).long()]
+    unit = normalize(features.double(), dim=1).float()
+    count = len(unit)
+    total = sum(float((4 * (chunk @ unit.T) - 4).exp().sum(dtype=torch.float64)) for chunk in unit.split(CHUNK))
+    return float(np.log((total - count) / (count * (count - 1))))  # less the pairs of each with itself

@@ -16,7 +16,7 @@ from ..nn.encoder import Encoder, Tokens
 
 
 class Attention(NamedTuple):
-    """Shares of attention: each row of T tokens sums to 1, of which the patches have what the prefix leaves."""
+    """Shares of attention, on the CPU: each row of T tokens sums to 1; the patches have what the prefix leaves."""
 
     heads: Tensor  # (B, A, h, w), of the last block
     rollout: Tensor  # (B, h, w)
@@ -31,7 +31,8 @@ class Catch(TorchFunctionMode):
 
     def __init__(self, keep: Callable[[Tensor], Any]):
         super().__init__()
-        self.keep, self.found = keep, []
+        self.keep = keep
+        self.found: list[Any] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,7 +66,7 @@ def attention(encoder: Encoder, images: Tensor) -> Attention:
 
     def keep(weights: Tensor) -> Tensor:  # all heads of the last one only: T x T numbers a head are many
         last[:] = [weights]
-        return weights.mean(1)
+        return weights.mean(1).cpu()
 
     with Catch(keep) as caught:
         encoder.tokens(images)
@@ -73,7 +74,7 @@ def attention(encoder: Encoder, images: Tensor) -> Attention:
         raise Refused(f"{encoder.name} has {encoder.depth} blocks and {len(caught.found)} attentions were seen in it; "
                       "maps of attention need one a block; choose a plain ViT, such as vit_mini.")
     batch, heads = last[0].shape[:2]
-    rows = read(encoder, last[0].flatten(0, 1))  # (B A, N)
+    rows = read(encoder, last[0].flatten(0, 1).cpu())  # (B A, N)
     return Attention(rows.unflatten(1, grid).unflatten(0, (batch, heads)),
                      read(encoder, rollout(caught.found)).unflatten(1, grid))
 
@@ -93,7 +94,7 @@ def rollout(blocks: list[Tensor]) -> Tensor:
     B_l is (A_l + I) / 2 for the mean over heads A_l (B, T, T) of block l, whose rows sum to 1; the identity
     stands for the residual. Abnar and Zuidema 2020 (arXiv 2005.00928). Values and MLPs are not looked at.
     """
-    unit = torch.eye(blocks[0].shape[-1], dtype=torch.float64, device=blocks[0].device)
+    unit = torch.eye(blocks[0].shape[-1], dtype=torch.float64)
     found = unit.expand_as(blocks[0])
     for weights in blocks:
         found = (weights.double() + unit) / 2 @ found

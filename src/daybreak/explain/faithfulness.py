@@ -3,6 +3,7 @@
 C channels, H W height and width in pixels, h w rows and columns of a map, N = h w cells, s steps.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,21 +46,21 @@ def faithfulness(encoder: Encoder, image: Tensor, saliency: Tensor, *, steps: in
     where the paper changes a row's worth of single pixels; ties stay in row-major order; the blur mirrors at
     the border. Areas can be compared between maps of one backbone, not with published ones or between backbones.
     """
-    shown = strongest(saliency, steps, image.shape[1:])  # (s + 1, 1, H, W)
+    shown = strongest(saliency, steps, image.shape[1:]).to(image.device)  # (s + 1, 1, H, W)
     blurred = blur(image[None].clone(), torch.full((1, 1, 1, 1), BLUR, device=image.device), RADIUS)
-    whole = encoder.pooled(image[None])  # (1, D)
+    whole = encoder.pooled(image[None]).cpu().double()  # (1, D)
     states = (torch.where(shown, 0.0, image), torch.where(shown, image, blurred))
-    scores = [cosine_similarity(encoder.pooled(batch).double(), whole.double()) for batch in states]
-    return Faithfulness(*(Curve(found.cpu(), area(found)) for found in scores))
+    scores = [cosine_similarity(encoder.pooled(batch).cpu().double(), whole) for batch in states]
+    return Faithfulness(*(Curve(found, area(found)) for found in scores))
 
 
-def strongest(saliency: Tensor, steps: int, size: tuple[int, int] | torch.Size) -> Tensor:
+def strongest(saliency: Tensor, steps: int, size: Sequence[int]) -> Tensor:
     """True where the strongest t N / s cells (rounded) of a map (h, w) lie, t from 0 to s; (s + 1, 1, H, W)."""
     order = saliency.flatten().argsort(descending=True, stable=True)
     rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device)  # 0: the strongest
+    rank[order] = torch.arange(len(order))  # 0: the strongest
     cells = interpolate(rank.reshape(1, 1, *saliency.shape).double(), tuple(size), mode="nearest-exact")
-    count = (torch.arange(steps + 1, device=order.device) * (len(order) / steps)).round()
+    count = (torch.arange(steps + 1) * (len(order) / steps)).round()
     return cells < count[:, None, None, None]
 
 
@@ -68,9 +69,9 @@ def area(scores: Tensor) -> float:
     return float((scores.sum() - (scores[0] + scores[-1]) / 2) / (len(scores) - 1))
 
 
-def baselines(shape: tuple[int, int], index: int) -> dict[str, Tensor]:
+def baselines(shape: Sequence[int], index: int) -> dict[str, Tensor]:
     """Maps (h, w) that know nothing of the image: chance, drawn by ``index``, and nearness to the middle."""
     rows, columns = shape
-    chance = uniform(0, "random map", 0, np.array([index]), rows * columns).reshape(shape)
+    chance = uniform(0, "random map", 0, np.array([index]), rows * columns).reshape(rows, columns)
     y, x = ((torch.arange(length, dtype=torch.float64) + 0.5) / length - 0.5 for length in shape)
     return {"Random map": torch.from_numpy(chance), "Middle of the picture": -(y[:, None].square() + x.square())}

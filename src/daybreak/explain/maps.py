@@ -3,7 +3,7 @@
 n images, A heads, N patches, h w rows and columns of patches, H W height and width in pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,7 @@ class Explanation:
 
 @torch.no_grad()
 def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int], mean: Sequence[float], std: Sequence[float],
-                   device: str | torch.device = "cpu", most_cosines: int = 3_000_000,
-                   progress: Callable[[int], None] = lambda _: None) -> Explanation:
+                   device: str | torch.device = "cpu", most_cosines: int = 3_000_000) -> Explanation:
     """Explain every one of a few ``images``, seen as evaluation sees them.
 
     Args:
@@ -72,29 +71,29 @@ def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int],
         size: height and width in pixels.
         mean, std: of the data it was trained on, C numbers for pixels in [0, 1].
         most_cosines: of all clickable images together; each takes N (N + 1) / 2, the rest can't be clicked.
-        progress: is told the number of images done.
     """
     shift, scale = (torch.tensor(list(numbers), dtype=torch.float32)[:, None, None] for numbers in (mean, std))
-    raw = torch.cat([batch for _, batch in evaluation_batches(images, *size, 256)])  # (n, C, H, W) uint8 or uint16
+    ((_, raw),) = evaluation_batches(images, *size, len(images))  # (n, C, H, W) uint8 or uint16
     normalised = (unit(raw) - shift) / scale
-    features = torch.cat([encoder.map(x[None].to(device)) for x in normalised])  # (n, D, h, w)
+    features = torch.cat([encoder.map(x[None].to(device)).cpu() for x in normalised])  # (n, D, h, w)
     colours = pca_colours(features)
     cams = {EIGEN: eigen_cam(features), CENTRED: eigen_cam(features, centred=True)}
     patches = features.shape[2] * features.shape[3]
     clickable = most_cosines // (patches * (patches + 1) // 2)
-    found, scores = [], []
+    found: list[Explained] = []
+    scores: list[dict[str, Faithfulness]] = []
     for i, (key, label) in enumerate(zip(images.keys, class_names(images), strict=True)):
-        maps, heads = {}, None
+        maps: dict[str, torch.Tensor] = {}
+        heads = None
         if encoder.is_vit:
             seen = attention(encoder, normalised[i : i + 1].to(device))
-            maps, heads = {ATTENTION: seen.heads[0].mean(0), ROLLOUT: seen.rollout[0]}, seen.heads[0].cpu().numpy()
+            maps, heads = {ATTENTION: seen.heads[0].mean(0), ROLLOUT: seen.rollout[0]}, seen.heads[0].numpy()
         maps |= {name: cam.map[i] for name, cam in cams.items()}
         judged = maps | baselines(features.shape[2:], i)
-        scores.append({name: faithfulness(encoder, normalised[i].to(device), a_map.to(device)) for name, a_map in judged.items()})
+        scores.append({name: faithfulness(encoder, normalised[i].to(device), a_map) for name, a_map in judged.items()})
         picture = Thumbnail(key, label, shrink(raw[i].permute(1, 2, 0).numpy(), SIDE))
-        found.append(Explained(picture, {name: a_map.cpu().numpy() for name, a_map in maps.items()}, heads, colours.images[i],
+        found.append(Explained(picture, {name: a_map.numpy() for name, a_map in maps.items()}, heads, colours.images[i],
                                levels(patch_cosines(features[i])) if i < clickable else None))
-        progress(i + 1)
     notes = []
     if not encoder.is_vit:
         notes.append(f"{encoder.name} is a CNN and has no attention, so the maps of attention are left out.")

@@ -108,7 +108,8 @@ class Method(nn.Module):
     def degenerate(self) -> dict[str, float]:
         """Loss values that mean collapse, each under its reading, ``value: meaning``.
 
-        A method with prototypes logs ``assignment_entropy`` and ``mean_entropy`` and has a setting ``prototypes``.
+        A reading ``name: value: meaning`` is of that number of the ``Loss`` instead. A method with prototypes logs
+        ``assignment_entropy`` and ``mean_entropy`` and has a setting ``prototypes``.
         """
         return {}
 

@@ -20,8 +20,9 @@ from ..nn.encoder import Encoder
 from .html import render, write_page
 
 LARGEST = 10_000_000  # bytes of a page that can still be mailed
-PALETTE = np.ascontiguousarray(  # (256, 3), from the least to the most; its lightness rises, so it also serves in grey
-    cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_VIRIDIS)[:, 0, ::-1])
+# (256, 3) from the least to the most. All differ, so a map can be read back, and their lightness rises, so it serves in grey.
+PALETTE = np.ascontiguousarray(
+    cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1])
 
 
 def write_explanation(folder: Path, explanation: Explanation, neighbours: list[Neighbours] | None, *, backbone: Encoder,
@@ -59,9 +60,9 @@ def draw(image: Explained) -> dict[str, Any]:
         return {"name": name, "url": address(PALETTE[stretch(values)]),
                 "said": f"{name} of {key}: strongest in row {row + 1} of {rows}, column {column + 1} of {columns}"}
 
-    drawn = {"picture": image.picture, "rows": rows, "columns": columns, "maps": [tile(*one) for one in image.maps.items()],
-             "heads": [] if image.heads is None else [tile(f"Head {i + 1}", head) for i, head in enumerate(image.heads)],
-             "colours": address(image.colours), "cosines": None}
+    heads = [] if image.heads is None else [tile(f"Head {i + 1}", head) for i, head in enumerate(image.heads)]
+    drawn: dict[str, Any] = {"picture": image.picture, "rows": rows, "columns": columns, "heads": heads, "cosines": None,
+                             "maps": [tile(*one) for one in image.maps.items()], "colours": address(image.colours)}
     if image.cosines is not None:
         row, column = rows // 2, columns // 2
         patch = row * columns + column

@@ -81,7 +81,7 @@ def write_report(folder: Path, *, looks: Looks, pictures: bool = True) -> Path:
     return write_page(folder / "report.html", page)
 
 
-def render(name: str, *styles: str, **values: Any) -> str:
+def render(template: str, /, *styles: str, **values: Any) -> str:
     """Fill the template of this name; all values are escaped unless they are Markup.
 
     Args:
@@ -92,7 +92,7 @@ def render(name: str, *styles: str, **values: Any) -> str:
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "picture": picture, "value": plain}
     style = Markup("".join((here / f"{sheet}.css").read_text() for sheet in ("report", *styles)))
-    return environment.get_template(f"{name}.html").render(style=style, **values)
+    return environment.get_template(f"{template}.html").render(style=style, **values)
 
 
 def write_page(path: Path, page: str) -> Path:

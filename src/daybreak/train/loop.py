@@ -162,6 +162,10 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             metrics.write("alarm", seen, **asdict(alarm))
             console.print(f"watch: {alarm.sentence}", soft_wrap=True, highlight=False)
 
+    def start_measuring() -> None:
+        window.close(seen, loader.waited)
+        meter.close(seen // world)
+
     if config.watch.probes and not resume and metrics:
         log("health", **probe(method.backbone))  # of the start, which later ones are held against; outside the budget
     stages, stage, stop = stages_of(t, config.method), WHOLE, False
@@ -212,7 +216,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             is_due = steps % config.watch.log_steps == 0 or budget.over(seen)
             costs = meter.close(seen // world) if is_due else None
             if is_due and world > 1:
-                loss = fabric.all_reduce(loss, reduce_op="mean")
+                torch.distributed.all_reduce(loss.div_(world))
             if not fabric.is_global_zero:
                 continue
 
@@ -229,7 +233,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                                 processors=max(1, processors() // world))
                     if said := adviser.look(pace):
                         console.print(f"  {said}", soft_wrap=True, highlight=False)
-                    window.close(seen, loader.waited), meter.close(seen // world)  # the time of a trial is not training speed
+                    start_measuring()  # a trial is no training
             if int(budget.progress(seen) / probe_every) > int(progress / probe_every):
                 found = probe(method.backbone)
                 method.train()
@@ -237,7 +241,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 if (score := found.get("knn_accuracy", float("-inf"))) > best:
                     best = score
                     checkpoint.save(folder / "checkpoints", snapshot(), seen, best=True)
-                window.close(seen, loader.waited), meter.close(seen // world)  # nor is that of a probe
+                start_measuring()  # nor is a probe
             if not finite.held and time.monotonic() - saved_at >= 60 * config.watch.save_minutes:
                 checkpoint.save(folder / "checkpoints", snapshot(), seen)
                 saved_at = time.monotonic()
@@ -280,8 +284,9 @@ def agree(fabric: Fabric, budget: Budget, seen: int, signals: Signals, stop: boo
     if fabric.is_global_zero:
         budget.look(seen)
     told = torch.tensor([budget.images if fabric.is_global_zero else 0, signals.received, stop], device=fabric.device)
-    budget.images, signals.received, stop = fabric.all_reduce(told, reduce_op="max").tolist()
-    return bool(stop)
+    agreed: Any = fabric.all_reduce(told, reduce_op="max")
+    budget.images, signals.received, is_over = agreed.tolist()
+    return bool(is_over)
 
 
 def backward(module, batch: Batch, step: Step, fabric: Fabric, parts: int) -> tuple[Tensor, dict[str, Tensor]]:

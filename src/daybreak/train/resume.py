@@ -35,7 +35,7 @@ def restore(state: dict[str, Any], method: Method, optimizer: torch.optim.Optimi
         if not force:
             raise Refused(f"{images.source.path}: the data changed since the run began: {forced}; resume with the same images, "
                           "start another run with --out, or add --force to go on with these.")
-    options = [{k: group[k] for k in ("betas", "momentum") if k in group} for group in optimizer.param_groups]
+    options: list[dict[str, Any]] = [{k: group[k] for k in ("betas", "momentum") if k in group} for group in optimizer.param_groups]
     try:
         method.load_state_dict(state["method"])
         optimizer.load_state_dict(state["optimizer"])
@@ -44,6 +44,9 @@ def restore(state: dict[str, Any], method: Method, optimizer: torch.optim.Optimi
                       f"({str(error).splitlines()[-1].strip()}); start another run with --out.") from error
     for group, mine in zip(optimizer.param_groups, options, strict=True):
         group.update(mine)  # the run's settings, which --force may have changed; rates are set at each step
+    settings = state["config"]
+    if forced or (settings["seed"], settings["training"]["batch_size"]) != (loader.seed, loader.batch_size * loader.world):
+        state["skipped"] = []  # they are positions in an order that is no more
     loader.load_state_dict(place(state, loader))
     budget.load_state_dict(state["budget"])
     for name, generator in state["generators"].items():
@@ -107,14 +110,14 @@ def keep_failure(folder: Path, state: dict[str, Any], raw: Batch, where: dict[st
 
 
 def first_broken(method: Method, module: nn.Module, batch: Batch, step: Step) -> str:
-    """Name what is not finite: a view, a weight, else the first output in the order of computation, else a gradient.
+    """Name what is not finite: a view, a weight, else the first output in the order of computation, a gradient, a buffer.
 
     The step is computed once more for it, so it belongs after all that must be kept.
     """
     for i, view in enumerate(batch.images):
         if not finite(view):
             return f"view {i} of the batch"
-    for name, value in method.state_dict().items():
+    for name, value in method.named_parameters():  # buffers come last: a bad batch has moved them already
         if not finite(value):
             return f"the weight {name}"
     found: list[str] = []
@@ -133,6 +136,7 @@ def first_broken(method: Method, module: nn.Module, batch: Batch, step: Step) ->
         for handle in hooks:
             handle.remove()
     found += [f"the gradient of {n}" for n, p in method.named_parameters() if p.grad is not None and not finite(p.grad)]
+    found += [f"the buffer {name}" for name, value in method.named_buffers() if not finite(value)]
     return found[0] if found else "the loss itself: weights, outputs and gradients are finite"
 
 

@@ -47,7 +47,8 @@ class Spans:
             moved.append(tensor.to(self.device, non_blocking=self.stream is not None))
             return moved[-1]
 
-        with contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+        place: Any = contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        with place:
             since = self.now()
             yield move
             self.add("copy", since)

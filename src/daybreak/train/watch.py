@@ -9,29 +9,34 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 from typing import Any
 
 # The thresholds. The furthest that runs went which still learned, while these were set: 0.16 of the rank and 0.32 of the
 # spread of the start (SiT), a loss 0.24 % from ln K and 0.987 of the full entropy (DINO), gradients 0.015 of the first ones
-# (MAE). Collapsed runs (DINO) had at most 0.11 of the rank, 0.13 of the spread, 0.001 of the gradient; 0.999 of the entropy.
+# (MAE). Runs that did not had at most 0.11 of the rank and 0.27 of the spread, or 0.001 of the gradient, or at least 0.996
+# of the entropy (DINO and planted failures).
 GRACE = 0.05  # share of the budget in which nothing is said
 RECORDS = 5  # last lines of training whose median is judged, so that one odd batch is none
+STILL = 0.2  # share of the budget after which a loss that is where it began is a sign; a warm-up is over by then
 EARLY = 3  # first lines of training that later ones are compared with
-LOSS_NEAR = 0.002  # relative distance from a degenerate value that is the value
+LOSS_NEAR = 0.002  # relative distance from a degenerate value, or from the first loss, that is none
 LOSS_RISE = 1.3  # times the first loss
 ENTROPY_FULL = 0.995  # of ln K, of single assignments: all prototypes alike
 ENTROPY_NONE = 0.05  # of ln K, of the mean assignment: one prototype for all
 AGREEMENT = 0.999  # cosine of the two views of an image
 GRADIENT_LEFT, GRADIENT_NONE = 2e-3, 1e-8  # of the first norms, and at all
 GRADIENT_GROWTH = 100  # times the first norms
-SPREAD_LEFT, SPREAD_NONE = 0.2, 1e-3  # of the random start, and at all
+SPREAD_LEFT, SPREAD_NONE = 0.3, 1e-3  # of the random start, and at all
 RANK_LEFT = 0.13  # of RankMe - 1 of the random start, since 1 is the least
 RANK_HALF = 0.5  # of the RankMe of weights that a run continues from
 KNN_ERRORS = 3  # standard errors of the difference below the random start
 STOP_AFTER = 0.1  # share of the budget that an alarm may last under "warn-then-stop"
 
-AGREEING = ("entropy", "gradient", "spread", "rank")  # of two signs one must be of these
+AGREEING = ("entropy", "gradient", "still", "agreement", "spread", "rank")  # of two signs one must be of these
+
+OTHER = "other settings of the method, and look at the images it is given"  # no rate helps where nothing is learned
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,16 @@ class Watch:
     """Fed with each record of a run, it says when two signs of collapse agree.
 
     Args:
-        degenerate: readings ``value: meaning`` of a loss that has collapsed, and the loss.
+        degenerate: readings ``value: meaning`` of a loss that has collapsed, and the loss; ``name: value: meaning`` is
+            of one of the method's numbers instead.
         prototypes: K of methods that log ``assignment_entropy`` and ``mean_entropy``, in nats.
         start: what the health of image 0 is of: "random weights", or weights that a run continues from.
     """
 
     def __init__(self, degenerate: Mapping[str, float], *, prototypes: int | None = None, start: str = "random weights"):
-        self.degenerate, self.of_start = dict(degenerate), start
+        self.degenerate = {reading: value for reading, value in degenerate.items() if reading.count(": ") < 2}  # of the loss
+        self.of_parts = {reading: value for reading, value in degenerate.items() if reading not in self.degenerate}
+        self.of_start = start
         self.is_worse_said = start == "random weights"  # there two signs must agree; of given weights one suffices
         self.full = math.log(prototypes) if prototypes and prototypes > 1 else None
         self.early: list[Mapping[str, Any]] = []
@@ -86,7 +94,7 @@ class Watch:
             self.health = record
         else:
             return None
-        signs = self.signs()
+        signs = self.signs(progress)
         self.since = {sign.name: self.since.get(sign.name, record["images"]) for sign in signs}
         pair = agreeing(signs) if progress >= GRACE else None
         if pair and self.alarm is None:
@@ -108,12 +116,14 @@ class Watch:
 
     def describe(self, first: Sign, second: Sign) -> Alarm:
         since = max(self.since[first.name], self.since[second.name])
-        return Alarm(f"since image {since:,} {first.text} and {second.text}: {first.meaning}. Try {first.helps}.", since,
+        helps = second.helps if second.name in ("gradient", "still") else first.helps  # then nothing is learned at any rate
+        return Alarm(f"since image {since:,} {first.text} and {second.text}: {first.meaning}. Try {helps}.", since,
                      (first.name, second.name))
 
-    def signs(self) -> list[Sign]:
+    def signs(self, progress: float) -> list[Sign]:
         """All that looks wrong now, the most telling first."""
-        found = [self.stands(), self.assignment(), *self.gradients(), self.rise(), self.agreement(), *self.features(), self.knn()]
+        found = [self.stands(), self.assignment(), self.gradient(), self.rise(), self.above(),
+                 self.still() if progress >= STILL else None, self.agreement(), *self.features(), self.knn()]
         return [sign for sign in found if sign]
 
     def value(self, name: str) -> float | None:
@@ -125,13 +135,22 @@ class Watch:
         return median(r[name] for r in self.early)
 
     def stands(self) -> Sign | None:
-        loss, scale = self.value("loss"), max(map(abs, self.degenerate.values()), default=0.0)
-        for reading, value in self.degenerate.items():
-            if loss is not None and abs(loss - value) <= LOSS_NEAR * scale:
-                name, colon, meaning = reading.partition(": ")
-                return Sign("loss", f"the loss stands at {loss:.3f}" + (f" = {name}" if colon else ""),
-                            meaning if colon else reading, self.lower())
+        scale = max(map(abs, (self.degenerate | self.of_parts).values()), default=0.0)
+        for reading, value in (self.degenerate | self.of_parts).items():
+            part = reading.partition(": ")[0] if reading in self.of_parts else ""
+            now = self.value(part or "loss")
+            if now is not None and abs(now - value) <= LOSS_NEAR * scale:
+                name, meaning = parts(reading.removeprefix(f"{part}: "))
+                return Sign("loss", f"the {part or 'loss'}{' loss' * bool(part)} stands at {now:.3f}{name}", meaning, self.lower())
         return None
+
+    def above(self) -> Sign | None:
+        """A loss above the largest degenerate value, which a network that knows nothing has."""
+        loss, reading = self.value("loss"), max(self.degenerate, key=self.degenerate.__getitem__, default="")
+        if loss is None or not 0 < self.degenerate.get(reading, 0.0) * (1 + LOSS_NEAR) < loss:
+            return None
+        name, meaning = parts(reading)
+        return Sign("above", f"the loss of {loss:.3f} is above {self.degenerate[reading]:.3f}{name}", meaning, self.lower())
 
     def lower(self) -> str:
         return "a lower learning rate or a longer warm-up" + (" of the teacher temperature" if self.full else "")
@@ -147,20 +166,18 @@ class Watch:
                         "every image goes to one prototype", "a higher teacher temperature or a lower learning rate")
         return None
 
-    def gradients(self) -> list[Sign]:
+    def gradient(self) -> Sign | None:
         norm = self.value("gradient_norm")
         if norm is None:
-            return []
+            return None
         first = self.first("gradient_norm")
-        found = []
         if norm <= GRADIENT_NONE or norm <= GRADIENT_LEFT * first:
             text = "the gradient is zero" if norm <= GRADIENT_NONE else f"the gradient norm fell from {first:.2g} to {norm:.2g}"
-            found.append(Sign("gradient", text, "nothing is learned any more",
-                              "a lower learning rate, and look at the images and at the settings that differ"))
-        elif norm >= GRADIENT_GROWTH * first:
-            found.append(Sign("explosion", f"the gradient norm rose from {first:.2g} to {norm:.2g}", "the training diverges",
-                              "a tenth of the learning rate, or a clip (--set training.clip=1)"))
-        return found
+            return Sign("gradient", text, "nothing is learned any more", OTHER)
+        if norm >= GRADIENT_GROWTH * first:
+            return Sign("explosion", f"the gradient norm rose from {first:.2g} to {norm:.2g}", "the training diverges",
+                        "a tenth of the learning rate, or a clip (--set training.clip=1)")
+        return None
 
     def rise(self) -> Sign | None:
         loss = self.value("loss")
@@ -168,6 +185,16 @@ class Watch:
             return None
         return Sign("rise", f"the loss rose from {self.first('loss'):.3g} to {loss:.3g}", "the training diverges",
                     "a tenth of the learning rate, or a longer warm-up")
+
+    def still(self) -> Sign | None:
+        """A loss that is where it began; one that rose counts only above all degenerate values: DINO's rises and it learns."""
+        loss = self.value("loss")
+        if loss is None or (first := self.first("loss")) <= 0:
+            return None
+        if loss < (1 - LOSS_NEAR) * first or (loss > (1 + LOSS_NEAR) * first and not self.above()):
+            return None
+        return Sign("still", f"the loss has not fallen since the start ({first:.3f})", "nothing is learned",
+                    OTHER)
 
     def agreement(self) -> Sign | None:
         cosine = self.value("agreement")
@@ -211,10 +238,13 @@ class Watch:
                     "training has made them narrower", "a lower learning rate")
 
 
+def parts(reading: str) -> tuple[str, str]:
+    """`` = value`` and the meaning of a reading ``value: meaning``; without a value only the meaning."""
+    name, colon, meaning = reading.partition(": ")
+    return (f" = {name}", meaning) if colon else ("", reading)
+
+
 def agreeing(signs: list[Sign]) -> tuple[Sign, Sign] | None:
-    """The most telling sign and the next that agrees with it; one of the two is about entropy, gradient, spread or rank."""
-    if len(signs) < 2:
-        return None
-    first, others = signs[0], signs[1:]
-    seconds = others if first.name in AGREEING else [sign for sign in others if sign.name in AGREEING]
-    return (first, seconds[0]) if seconds else None
+    """The most telling pair of which one is of ``AGREEING``; a loss that rose has not fallen, which is no second sign."""
+    return next(((one, two) for one, two in combinations(signs, 2)
+                 if {one.name, two.name} & set(AGREEING) and (one.name, two.name) != ("rise", "still")), None)
