@@ -36,6 +36,10 @@ LESSONS = {
                            "method.freeze_prototypes=1.0", "method.teacher_temperature=0.02",
                            "method.final_teacher_temperature=0.02")),
     "sit": Lesson(12000, ("method.hidden=128", "method.momentum=0.95")),
+    "mmc": Lesson(10000, ("method.prototypes=256", "method.hidden=128", "method.contrast_hidden=128", "method.momentum=0.95",
+                          "method.freeze_prototypes=1.0", "method.teacher_temperature=0.02",
+                          "method.final_teacher_temperature=0.02")),
+    "hydra": Lesson(12000, ("method.hidden=128", "method.output=64", "method.embedding=64", "method.gate_hidden=128")),
 }
 
 

@@ -105,11 +105,12 @@ def test_pseudo_labels_start_near_ln_k_and_uniform_ones_are_there_exactly():
     for head in (method.head, method.labeller["head"]):
         torch.nn.init.zeros_(head.mlp[-1].weight)
     method.class_centre.value.zero_(), method.data_centre.value.zero_()
-    torch.nn.init.zeros_(method.decoder.predict.weight)
-    found = method(batch, step_for(batch))
-    assert float(found.numbers["class"]) == pytest.approx(math.log(512), rel=1e-5)
-    assert float(found.numbers["data"]) == pytest.approx(math.log(512), rel=1e-5)
-    assert float(found.value) == pytest.approx(max(method.degenerate().values()), rel=1e-4)
+    found = method(batch, step_for(batch)).numbers
+    assert float(found["class"]) == pytest.approx(math.log(512), rel=1e-5)
+    assert float(found["data"]) == pytest.approx(math.log(512), rel=1e-5)
+    readings = method.degenerate()
+    assert readings["class: ln 512: the labels of images are uniform"] == pytest.approx(float(found["class"]), rel=1e-5)
+    assert readings["data: ln 512: the labels of tokens are uniform"] == pytest.approx(float(found["data"]), rel=1e-5)
 
 
 def test_folds_see_each_patch_once_and_the_first_is_mae_s_mask():

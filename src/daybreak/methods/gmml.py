@@ -6,7 +6,7 @@ decoder blocks: every token is read, corrupted or not, and the loss is the error
 Differs from the code: blocks of the same image as a third fill, local crops and the "harsh" colours, which it
 defines and never uses, are left out; partners of alien blocks come from cells of 16 samples instead of the whole
 batch (so that ranks agree). Inferred from the code's defaults: that noise mixed with alien blocks is what the
-paper's numbers used. B images, V views, N patches, D encoder width, C channels.
+paper's numbers used. The settings for small images are ours. B images, V views, N patches, D encoder width, C channels.
 """
 
 from dataclasses import dataclass

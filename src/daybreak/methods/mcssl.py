@@ -6,8 +6,8 @@ views); the two losses of the 2021 figure are ``class_weight = 0``, ``local_view
 
 Differs from the code: partners of alien blocks come from cells of 16 samples instead of the whole batch (so that
 ranks agree); the teacher has no reconstruction head; schedules are shares of the budget. Inferred: that the
-published accuracies are those of the three losses. B images, V views (2 global, then local), N patches, D encoder
-width, K prototypes, C channels.
+published accuracies are those of the three losses. The settings for small images are ours. B images, V views
+(2 global, then local), N patches, D encoder width, K prototypes, C channels.
 """
 
 import math
@@ -128,11 +128,10 @@ class MCSSL(Method):
         self.teacher.follow(self.taught(), step.progress)
 
     def degenerate(self) -> dict[str, float]:
-        c, k = self.config, self.config.prototypes
-        if c.reconstruction_weight:
-            return {}  # the error of the pixels has no value that means collapse, so the sum has none
-        return {f"{c.class_weight:g} ln {k} + {c.data_weight:g} ln {k}: all labels are uniform":
-                (c.class_weight + c.data_weight) * math.log(k), "0: everything goes to one prototype": 0.0}
+        k = self.config.prototypes
+        return {f"class: ln {k}: the labels of images are uniform": math.log(k),
+                f"data: ln {k}: the labels of tokens are uniform": math.log(k),
+                "class: 0: every image goes to one prototype": 0.0, "data: 0: every token goes to one prototype": 0.0}
 
     def picture(self, batch: Batch, step: Step) -> Picture:
         corrupted, hidden = self.corrupted(batch, step)

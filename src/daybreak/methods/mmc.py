@@ -122,11 +122,10 @@ class MMC(Method):
         self.teacher.follow(self.taught(), step.progress)
 
     def degenerate(self) -> dict[str, float]:
-        c, k = self.config, self.config.prototypes
-        if c.reconstruction_weight or c.contrast_weight:
-            return {}  # the error of the pixels has no value that means collapse, so the sum has none
-        return {f"{c.distillation_weight:g} ln {k}: all labels are uniform": c.distillation_weight * math.log(k),
-                "0: everything goes to one prototype": 0.0}
+        k = self.config.prototypes
+        return {f"local: ln {k}: the labels of patches are uniform": math.log(k),
+                f"global: ln {k}: the labels of images are uniform": math.log(k),
+                "local: 0: every patch goes to one prototype": 0.0, "global: 0: every image goes to one prototype": 0.0}
 
     def picture(self, batch: Batch, step: Step) -> Picture:
         corrupted, hidden = self.corrupted(batch, step)

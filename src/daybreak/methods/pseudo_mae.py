@@ -124,12 +124,11 @@ class PseudoMAE(Method):
             self.reconstructor.follow({"encoder": self.encoder}, step.progress)
 
     def degenerate(self) -> dict[str, float]:
-        q, weight = self.config.prototypes, self.config.class_weight + self.config.data_weight
-        values = self.encoder.patch**2 * self.encoder.channels
-        variance = 1.0 if self.reconstructor is not None else 1 - 1 / values  # of a target
-        return {f"{variance:.4g} + {weight:g} ln {q}: nothing is predicted and all labels are uniform":
-                variance + weight * math.log(q),
-                "0: the tokens to predict are all alike, and everything goes to one prototype": 0.0}
+        q = self.config.prototypes
+        return {f"class: ln {q}: the labels of images are uniform": math.log(q),
+                f"data: ln {q}: the labels of tokens are uniform": math.log(q),
+                "class: 0: every image goes to one prototype": 0.0, "data: 0: every token goes to one prototype": 0.0,
+                "target_variance: 0: the tokens to predict are all alike": 0.0}
 
 
 def pick(x: Tensor, places: Tensor) -> Tensor:
