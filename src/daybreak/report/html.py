@@ -76,8 +76,8 @@ def write_report(folder: Path, *, looks: Looks, pictures: bool = True) -> Path:
     return write_page(folder / "report.html", page)
 
 
-def render(name: str, *styles: str, **values: Any) -> str:
-    """Fill the template of this name; all values are escaped unless they are Markup.
+def render(template: str, /, *styles: str, **values: Any) -> str:
+    """Fill a template, by its name without ending; all values are escaped unless they are Markup.
 
     Args:
         styles: names of style sheets besides that of the report.
@@ -87,7 +87,7 @@ def render(name: str, *styles: str, **values: Any) -> str:
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": number, "picture": picture, "value": plain}
     style = Markup("".join((here / f"{sheet}.css").read_text() for sheet in ("report", *styles)))
-    return environment.get_template(f"{name}.html").render(style=style, **values)
+    return environment.get_template(f"{template}.html").render(style=style, **values)
 
 
 def write_page(path: Path, page: str) -> Path:
