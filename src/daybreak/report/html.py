@@ -82,7 +82,7 @@ def write_report(folder: Path, *, looks: Looks, pictures: bool = True) -> Path:
 
 
 def render(template: str, /, *styles: str, **values: Any) -> str:
-    """Fill the template of this name; all values are escaped unless they are Markup.
+    """Fill a template, by its name without ending; all values are escaped unless they are Markup.
 
     Args:
         styles: names of style sheets besides that of the report.
