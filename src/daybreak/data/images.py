@@ -5,6 +5,7 @@ N images, C channels, H W height and width in pixels.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def open_images(
     Arguments and refusals are those of ``sources.open_source`` and ``survey.survey``.
     """
     source = open_source(path, label=label, group=group)
-    known = {"channels": channels, "background": background}
+    known: dict[str, Any] = {"channels": channels, "background": background}
     found = stored_survey(source, **known) or survey(source, **known, max_bad=max_bad, threads=threads)
     readable = np.setdiff1d(np.arange(len(source)), list(found.bad))
     labels = None if found.labels is None else found.labels.take(readable)
