@@ -59,55 +59,63 @@ class Peak:
             self.value = max(self.value, anonymous())
 
     def __enter__(self) -> "Peak":
+        self.value = anonymous()
         self.thread.start()
         return self
 
     def __exit__(self, *error) -> None:
         self.done.set()
         self.thread.join()
+        self.value = max(self.value, anonymous())
 
 
-def measure(data: str, out: str) -> None:
-    """Pack in this process and print what it took."""
+def measure(step: str, data: Path, out: Path) -> dict[str, float]:
+    """Pack in this process, or open what is packed as a run does; return what that took."""
     from daybreak.data.encode import PackSettings
     from daybreak.data.images import open_images
     from daybreak.data.pack import write_pack
     from daybreak.data.sources import open_source
 
-    told = {"start": anonymous()}
+    if step == "read":
+        before = anonymous()
+        with Peak() as reading:
+            images = open_images(out)
+        return {"read": len(images), "before reading": before, "reading": reading.value}
+    before = anonymous()
     with Peak() as opening:
         source = open_source(data)
-    told |= {"opened": anonymous(), "opening": opening.value}
     with Peak() as packing:
-        packed = write_pack(source, Path(out), PackSettings(), workers=2)
-    told |= {"packing": packing.value, "packed": anonymous()}
-    del source
-    with Peak() as reading:
-        images = open_images(out)
-    told |= {"reading": reading.value, "images": packed.images, "read": len(images)}
-    print(json.dumps(told))
+        packed = write_pack(source, out, PackSettings(), workers=2)
+    return {"packed": packed.images, "before": before, "opening": opening.value, "packing": packing.value}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=1_000_000, help="the larger number of images")
     parser.add_argument("--json", help="file for the numbers")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
-        return measure(*given.measure)
+        step, *paths = given.measure
+        print(json.dumps(measure(step, *map(Path, paths))))
+        return
     found = []
     for records in (FEW, given.records):
+        told: dict[str, float] = {"records": records}
         with tempfile.TemporaryDirectory() as folder:
             data, out = Path(folder, "images.arrow"), Path(folder, "pack")
             generate(data, records)
-            command = [sys.executable, __file__, "--measure", str(data), str(out)]
-            told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        found.append({"records": records} | told)
-        shown = ", ".join(f"{name} {told[name]:,.0f}" for name in ("start", "opening", "opened", "packing", "packed", "reading"))
-        print(f"{records:>10,} images, MB of anonymous memory: {shown}", flush=True)
+            for step in ("pack", "read"):
+                command = [sys.executable, __file__, "--measure", step, str(data), str(out)]
+                told |= json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        if told["packed"] != records or told["read"] != records:
+            raise SystemExit(f"{told}: not all {records} images were packed and read")
+        found.append(told)
+        print(f"{records:>10,} images, MB of anonymous memory: "
+              + ", ".join(f"{name} {told[name]:,.0f}" for name in ("before", "opening", "packing", "before reading", "reading")),
+              flush=True)
     for name in ("opening", "packing", "reading"):
-        print(f"{name}: {found[1][name] - found[0][name]:+,.0f} MB; aim for packing: at most +{AIM_MB}")
+        print(f"{name}: {found[1][name] - found[0][name]:+,.0f} MB; the aim for packing: at most +{AIM_MB}")
     if given.json:
         Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
 

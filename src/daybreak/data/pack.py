@@ -9,14 +9,15 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -243,20 +244,31 @@ class _Packing:
             with np.load(self.facts(number)) as facts:
                 yield from ((self.source.keys[i], str(said)) for i, said in zip(facts["bad"], facts["reasons"], strict=True))
 
-    def finish(self, told: dict[str, Any]) -> Packed:
-        """Write what is known of all shards together; ``state.json`` last."""
-        n, count = len(self.source), 0
+    def gather(self, file: IO[bytes], rows: np.ndarray) -> list[dict[str, Any]]:
+        """Write the looks of all that is packed, fill their positions (N,) in the source; return what the shards are."""
+        count = 0
         shards: list[dict[str, Any]] = []
-        looks, rows = np.zeros(n, look_type()), np.zeros(n, np.int64)
         for number in range(len(self.bounds)):
             with np.load(self.facts(number)) as facts:
                 part = slice(count, count + len(facts["rows"]))
-                looks[part], rows[part], count = facts["looks"], facts["rows"], part.stop
+                rows[part], count = facts["rows"], part.stop
+                file.write(facts["looks"].tobytes())
                 known = {"bytes": facts["bytes"].item(), "sha256": str(facts["sha256"])}
                 shards.append({"file": self.path(number).name, "images": part.stop - part.start} | known)
-        looks, rows = looks[:count], rows[:count]
-        keys = self.source.keys if count == n else [self.source.keys[i] for i in rows]
-        labels = {self.names[name]: held.take(rows) for name, held in self.source.labels.items()}
+        return shards
+
+    def finish(self, told: dict[str, Any]) -> Packed:
+        """Write what is known of all shards together; ``state.json`` last."""
+        n = len(self.source)
+        rows = np.zeros(n, np.int64)
+        with tempfile.TemporaryFile(dir=self.out) as file:
+            shards = self.gather(file, rows)
+            file.flush()
+            looks = np.memmap(file, look_type(), "r")  # what is mapped is no burden: the system may drop it
+        count = len(looks)
+        rows, is_all = rows[:count], count == n
+        keys = self.source.keys if is_all else [self.source.keys[i] for i in rows]
+        labels = {self.names[name]: held if is_all else held.take(rows) for name, held in self.source.labels.items()}
         found = summarise(replace(self.source, keys=keys, labels=labels, label=self.label), looks)
         contents = np.ascontiguousarray(looks["digest"])
         prints = {name: fingerprint(keys, contents, held) for name, held in labels.items() if name != self.label}
@@ -330,7 +342,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _plain(source: Source) -> Source:
     """The source with its names as valid text; bytes of file names that are none are shown, as \\xe9."""
     labels = {
-        printable(name): Labels(held.kind, held.values, tuple(_all_shown(held.classes)))
+        printable(name): Labels(held.kind, held.values, tuple(map(printable, held.classes)))
         for name, held in source.labels.items()
     }
     groups = None if source.groups is None else _all_shown(source.groups)
@@ -338,5 +350,5 @@ def _plain(source: Source) -> Source:
     return replace(source, keys=_all_shown(source.keys), labels=labels, label=label, groups=groups)
 
 
-def _all_shown(texts: Sequence[str]) -> list[str]:
-    return [*texts] if all(printable(text) == text for text in texts) else [printable(text) for text in texts]
+def _all_shown(texts: list[str]) -> list[str]:
+    return texts if all(printable(text) == text for text in texts) else [printable(text) for text in texts]

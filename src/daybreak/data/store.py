@@ -105,7 +105,7 @@ def _is_derived(source: Source, name: str) -> bool:
 
 def features(columns: list[Column]) -> dict[str, Any]:
     """Return the columns as ``datasets`` describes them."""
-    known = {"image": {"_type": "Image"}, "height": PIXELS, "width": PIXELS}
+    known: dict[str, Any] = {"image": {"_type": "Image"}, "height": PIXELS, "width": PIXELS}
     return known | {column.name: column.feature for column in columns}
 
 

@@ -6,7 +6,8 @@ N images, C channels.
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -26,7 +27,7 @@ from .threads import default_threads, quiet_opencv
 DECODE_ALL = 100_000  # more images than this are decoded in part; headers and bytes are read of all
 SAMPLE = 20_000
 CHUNK = 64  # images a task: fewer cost time in the pool, more leave threads without work
-BLOCK = 65_536  # rows handled at once where all of them would be too many Python objects
+BLOCK = 65_536  # rows handled at once where all of them together would fill the memory
 NOTHING = bytes(16)  # the digest of an image that could not be read
 
 
@@ -221,6 +222,8 @@ def summarise(
     std = np.sqrt(np.maximum(square - mean**2, 0))
     labels = source.labels[source.label] if source.label else None
     contents = np.ascontiguousarray(looks["digest"])  # (N, 16)
+    ordered = contents[good].view("S16")
+    ordered.sort(axis=0)
     return Survey(
         path=source.path,
         kind=source.kind,
@@ -231,10 +234,10 @@ def summarise(
         depth=depth,
         mean=tuple(mean.tolist()),
         std=tuple(np.where(std > 0, std, 1.0).tolist()),  # one flat colour everywhere is divided by nothing
-        duplicates=int(good.sum()) - len(np.unique(contents[good].view("S16"))),
+        duplicates=int((ordered[1:] == ordered[:-1]).sum()),
         decoded=int(decoded.sum()),
         fingerprint=fingerprint(source.keys, contents, labels),
-        formats=_count(looks["format"][good]),
+        formats=_count(looks["format"], good),
         label=source.label,
         labels=labels,
         label_columns=list(source.labels),
@@ -258,19 +261,27 @@ def _measure(image: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.stack([mean, std**2 + mean**2]), grey
 
 
+def _blocks(n: int) -> Iterator[slice]:
+    """The rows in parts, where work on all of them at once would take several times their memory."""
+    return (slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK))
+
+
 def _average(moments: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Mean of the chosen rows of (N, 2, C), in the order of the set, without a copy of all of them."""
+    """Mean of the chosen rows of (N, 2, C), in the order of the set."""
     total = np.zeros(moments.shape[1:])
-    for start in range(0, len(moments), BLOCK):
-        part = slice(start, start + BLOCK)
+    for part in _blocks(len(moments)):
         total += moments[part][chosen[part]].sum(0)
     return total / chosen.sum()
 
 
-def _count(formats: np.ndarray) -> dict[str, int]:
-    """How many there are of each, the commonest first; of equally many, the one that was met first."""
-    names, first, counts = np.unique(formats, return_index=True, return_counts=True)
-    return {names[i].decode(): int(counts[i]) for i in np.lexsort((first, -counts))}
+def _count(formats: np.ndarray, chosen: np.ndarray) -> dict[str, int]:
+    """How many of the chosen there are of each, the commonest first; of equally many, the one that was met first."""
+    counts: Counter[str] = Counter()
+    for part in _blocks(len(formats)):
+        names, first, found = np.unique(formats[part][chosen[part]], return_index=True, return_counts=True)
+        for i in np.argsort(first):
+            counts[names[i].decode()] += int(found[i])
+    return dict(counts.most_common())
 
 
 def refuse_bad(source: Source, num_bad: int, max_bad: float, key: str, reason: str) -> None:
@@ -287,11 +298,14 @@ def fingerprint(keys: Sequence[str], contents: np.ndarray, labels: Labels | None
 
     ``contents`` (N, 16) uint8 are the digests of the images' bytes, 0 where they could not be had.
     """
-    encoded = [
-        pa.array([key.encode("utf-8", "surrogateescape") for key in keys[start : start + BLOCK]], pa.large_binary())
-        for start in range(0, len(keys), BLOCK)
-    ]
-    order = pc.array_sort_indices(pa.concat_arrays(encoded)).to_numpy()
+    encoded = pa.concat_arrays(
+        [
+            pa.array([key.encode("utf-8", "surrogateescape") for key in keys[part]], pa.large_binary())
+            for part in _blocks(len(keys))
+        ]
+    )
+    order = pc.array_sort_indices(encoded).to_numpy()
+    del encoded
 
     def row(i: int) -> bytes:
         content = contents[i].tobytes()

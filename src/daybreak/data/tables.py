@@ -114,9 +114,11 @@ def _from_table(
     features = _features(table)
     image = _image_column(table, features)
     if image is not None:
-        reader, keys = encoded(table[image], base)
+        reader, paths = encoded(table[image], base)
         if "key" in table.column_names and pa.types.is_string(table.schema.field("key").type):
             keys = table["key"].to_pylist()
+        else:
+            keys = paths or [f"{i:08d}" for i in range(table.num_rows)]
         used = {image, "key"}
     else:
         column = _path_column(path, table, base)
@@ -209,18 +211,16 @@ def _path_column(path: Path, table: pa.Table, base: Path) -> str:
     )
 
 
-def encoded(column: pa.ChunkedArray, base: Path) -> tuple[Callable[[int], np.ndarray], list[str]]:
-    """Return a reader of encoded images, (n,) uint8 views that copy nothing, and their keys.
+def encoded(column: pa.ChunkedArray, base: Path) -> tuple[Callable[[int], np.ndarray], list[str] | None]:
+    """Return a reader of encoded images, (n,) uint8 views that copy nothing, and their paths if no two are alike.
 
     ``base`` is the folder of the paths in rows that hold no bytes.
     """
-    keys = [f"{i:08d}" for i in range(len(column))]
-    paths: list[str | None] = [None] * len(column)
+    paths: list[str | None] | None = None
     if pa.types.is_struct(column.type):
         if "path" in [field.name for field in column.type]:
-            paths = pc.struct_field(column, "path").to_pylist()
-        if None not in paths and len(set(paths)) == len(paths):
-            keys = [str(p) for p in paths]
+            held = pc.struct_field(column, "path")
+            paths = held.to_pylist() if held.null_count < len(held) else None
         column = pc.struct_field(column, "bytes")
     contents: list[np.ndarray] = []
     which, bounds = [], []
@@ -231,21 +231,22 @@ def encoded(column: pa.ChunkedArray, base: Path) -> tuple[Callable[[int], np.nda
         places = np.stack([ends[:-1], ends[1:]], 1)
         if valid is not None:
             places[np.asarray(chunk.is_null())] = -1
-        which.append(np.full(len(chunk), len(contents)))
+        which.append(np.full(len(chunk), len(contents), np.int32))
         bounds.append(places)
         contents.append(np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8))
-    chunk_of = np.concatenate(which) if which else np.empty(0, np.int64)
+    chunk_of = np.concatenate(which) if which else np.empty(0, np.int32)
     bound = np.concatenate(bounds) if bounds else np.empty((0, 2), np.int64)
 
     def read(i: int) -> np.ndarray:
         start, end = bound[i].tolist()
         if start < 0:
-            if not paths[i]:
+            if not paths or not paths[i]:
                 raise Unreadable("the table has no bytes in this row")
             return read_file(base / str(paths[i]))
         return contents[chunk_of[i]][start:end]
 
-    return read, keys
+    is_named = paths is not None and None not in paths and len(set(paths)) == len(paths)
+    return read, [str(path) for path in paths] if paths and is_named else None
 
 
 def _labels(column: pa.ChunkedArray, feature: Any) -> Labels | None:
