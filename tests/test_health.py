@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_learns import DEMO, LESSONS, SETTINGS
 
 import daybreak
 from daybreak.cli import main
 from daybreak.methods import base
-from daybreak.runs import open_split
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location("planted_failures", ROOT / "benchmarks" / "planted_failures.py")
@@ -47,17 +45,6 @@ def test_a_planted_failure_hurts_and_is_named(name, what, demo, healthy):
     assert not good.said
     assert bad.end is None or bad.end < good.end - FALL
     assert bad.said, f"{bad} raised no alarm"
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", base.names())
-def test_a_healthy_run_of_each_method_raises_no_alarm(name, noisy_textures):
-    """The runs of test_learns.py, which are shown there to learn, at their full budget."""
-    lesson = LESSONS[name]
-    data = ({"path": str(noisy_textures)} if lesson.on_textures else
-            {"path": str(DEMO / "animals-train.parquet"), "val": str(DEMO / "animals-val.parquet")})
-    settings = [s for s in (*SETTINGS, *lesson.settings) if not s.startswith("watch.")]
-    assert not planted.run(name, open_split(data)[1], images=lesson.images, settings=tuple(settings)).said
 
 
 def test_the_page_shows_what_was_measured():

@@ -108,7 +108,7 @@ def pretrain(data: str | Path | None = None, *, method: str | None = None, encod
             raise Refused(f"--resume {resume} goes on in that folder; leave out --out {out}.")
         folder, made = Path(resume), None
         config, forced = resumed(folder, tree, force=force)
-        if forced and leads:
+        if leads:
             write_config(folder, config)
     else:
         if skip_failure:

@@ -56,8 +56,9 @@ def test_window_measures_speed_and_waiting_since_the_last_look():
 def small_run(textures, folder, images=480) -> tuple[Outcome, list[dict], str]:
     """Train MAE for some steps, with one thread that loads: outcome, lines of metrics.jsonl, what was said."""
     data, console = open_images(textures), Console(file=io.StringIO(), width=200)
-    tree = {"method": {"name": "mae"}, "encoder": {"width": 64, "depth": 1}, "watch": {"log_steps": 3, "probes": 0},
-            "training": {"images": images, "batch_size": 32, "precision": "32-true"}, "data": {"threads": 1}}
+    tree = {"method": {"name": "mae"}, "encoder": {"width": 64, "depth": 1}, "data": {"threads": 1},
+            "watch": {"log_steps": 3, "probes": 0, "on_collapse": "warn"},
+            "training": {"images": images, "batch_size": 32, "precision": "32-true"}}
     config, _ = choose(find("mae"), tree, data, "cpu")
     outcome = train(make_method(config, 3), data, config, folder, fabric=Fabric(accelerator="cpu", devices=1), console=console,
                     budget=make_budget(config.training, len(data), time.monotonic), probe=lambda backbone: {})
