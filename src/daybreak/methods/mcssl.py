@@ -6,7 +6,8 @@ views); the two losses of the 2021 figure are ``class_weight = 0``, ``local_view
 
 Differs from the code: partners of alien blocks come from cells of 16 samples instead of the whole batch (so that
 ranks agree); the teacher has no reconstruction head; schedules are shares of the budget. Inferred: that the
-published accuracies are those of the three losses. The settings for small images are ours. B images, V views
+published accuracies are those of the three losses. The settings for small images are ours, and it
+is not yet shown to learn with them. B images, V views
 (2 global, then local), N patches, D encoder width, K prototypes, C channels.
 """
 
