@@ -13,7 +13,7 @@ import daybreak
 from daybreak.methods import base
 
 DEMO = Path(daybreak.__file__).parent / "demo"
-SETTINGS = ["encoder.width=64", "encoder.depth=2", "watch.probes=4", "training.precision=32-true",
+SETTINGS = ["encoder.width=64", "encoder.depth=2", "watch.probes=4", "watch.on_collapse=warn", "training.precision=32-true",
             "training.learning_rate_rule=fixed", "training.learning_rate=1e-3"]
 
 
