@@ -120,10 +120,12 @@ SABOTAGES = {"zero": loss_times_zero, "detached": detached_encoder, "permuted": 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sabotage", list(SABOTAGES))
-@pytest.mark.parametrize("name", ["mae", "simclr"])
+@pytest.mark.parametrize("name, sabotage", [*(("simclr", kind) for kind in SABOTAGES), ("mae", "permuted"), ("mae", "detached")])
 def test_sabotage_does_not_learn(name, sabotage, noisy_textures, tmp_path, monkeypatch):
-    """A method that learns from hidden pixels and one that learns from pairs; the others are made of the two."""
+    """A method that learns from pairs and one that learns from hidden pixels; the others are made of the two.
+
+    A loss times zero and a rate of zero are the loop's, the same for all: one method shows them.
+    """
     if SABOTAGES[sabotage] is not None:
         SABOTAGES[sabotage](base.find(name), monkeypatch)
     still = ("training.learning_rate=0.0", "training.final_learning_rate=0.0") if sabotage == "rate" else ()
