@@ -3,7 +3,7 @@
     python benchmarks/advice.py --data FOLDER --json advice.json
 
 The loader makes views of 224 px on half of the processors; a consumer as quick as copy and normalisation takes them, so the
-loader is the limit.  From what a run measures (``train.stages``) and its trial (``data.trial``), the advice
+loader is the limit.  From what a run measures (``train.timing``) and its trial (``data.trial``), the advice
 foretells the gain of all processors' threads, of a pack of short side 256, and of one of raw pixels.  Then each
 change is made: threads, or ``daybreak.pack``.  Before and after take turns; medians over the rounds.  A gain
 that was foretold within a factor of 1.5 holds.
@@ -34,7 +34,7 @@ from daybreak.data.trial import try_packings
 from daybreak.data.views import View, expand
 from daybreak.train.advice import TRIAL_SECONDS, Pace, changes, sentence
 from daybreak.train.loop import Window, on_device
-from daybreak.train.stages import Meter, Stages
+from daybreak.train.timing import Meter, Spans
 
 FACTOR = 1.5
 UNTIMED = 6  # batches: more than the loader makes ahead, and the first touch of its memory
@@ -42,12 +42,12 @@ UNTIMED = 6  # batches: more than the loader makes ahead, and the first touch of
 
 def run(images: Images, views: Sequence[View], threads: int, batch: int, batches: int) -> Pace:
     """Load and normalise some batches as training does; what was measured."""
-    flat, stages = expand(views), Stages(torch.device("cpu"))
+    flat, spans = expand(views), Spans(torch.device("cpu"))
     with contextlib.closing(Loader(images, views, batch, seed=0, threads=threads, labels=False)) as loader:
-        window, meter = Window(0), Meter(loader, stages, 0)
+        window, meter = Window(0), Meter(loader, spans, 0)
         for step in range(UNTIMED + batches):
             raw = next(loader)
-            on_device(raw, flat, Random(0, raw.epoch, raw.index), images, stages)
+            on_device(raw, flat, Random(0, raw.epoch, raw.index), images, spans)
             if step == UNTIMED - 1:
                 window.close((step + 1) * batch, loader.waited)
                 meter.close((step + 1) * batch)

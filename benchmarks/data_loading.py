@@ -218,7 +218,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # of the main one; more would stand in the way of the loaders' own
     missing = {name: line for name, line in INSTALL.items() if not is_here(name)}
     for name, line in missing.items():
         print(f"{name} is not installed and is left out: {line}")

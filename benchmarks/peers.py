@@ -25,12 +25,13 @@ from torch.utils.data import DataLoader, RandomSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from daybreak.data.decode import resize
 from daybreak.data.images import Images
 from daybreak.data.loader import Loader
 from daybreak.data.philox import Random
 from daybreak.data.views import View, draw_boxes, expand
 from daybreak.train.loop import on_device
-from daybreak.train.stages import Stages
+from daybreak.train.timing import Spans
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INSTALL = {
@@ -76,14 +77,14 @@ def is_here(module: str) -> bool:
 
 def ours(images: Images, form: str, setting: Setting) -> Contestant:
     """The loader of this project, and what it leaves to the device, done as training does it."""
-    stages = Stages(torch.device("cpu"))
+    spans = Spans(torch.device("cpu"))
 
     def start() -> Batches:
         loader = Loader(images, setting.views, setting.batch, seed=setting.seed, threads=setting.threads, labels=False)
         try:
             for batch in loader:
-                yield on_device(batch, setting.flat, Random(setting.seed, batch.epoch, batch.index), images, stages).images
-                stages.close()
+                yield on_device(batch, setting.flat, Random(setting.seed, batch.epoch, batch.index), images, spans).images
+                spans.close()
         finally:
             loader.close()
 
@@ -95,18 +96,15 @@ def ceiling(images: Images, setting: Setting) -> Callable[[int], None]:
     data = [images.read(i) for i in range(len(images))]
     index = np.arange(len(images))
     boxes, _ = draw_boxes(setting.views, images.sizes, index, setting.seed, 0)
-    sizes = [(view.width, view.height) for view in setting.flat]
     cv2.setNumThreads(0)
 
     def work(mine: range) -> None:
-        out = [np.empty((height, width, 3), np.uint8) for width, height in sizes]
+        out = [np.empty((view.height, view.width, 3), np.uint8) for view in setting.flat]
         for i in mine:
             image = cv2.imdecode(data[i % len(data)], cv2.IMREAD_COLOR)
-            for view, size in enumerate(sizes):
+            for view, place in enumerate(out):
                 top, left, height, width = boxes[view, i % len(data)]
-                crop = image[top : top + height, left : left + width]
-                smaller = size[0] <= width and size[1] <= height
-                cv2.resize(crop, size, dst=out[view], interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+                resize(image[top : top + height, left : left + width], *place.shape[:2], out=place)
 
     def run(count: int) -> None:
         parts = [threading.Thread(target=work, args=(range(part, count, setting.threads),)) for part in range(setting.threads)]
@@ -182,15 +180,10 @@ def open_jpeg(path: str) -> Image.Image:
 def litdata(folder: Path, place: Path, setting: Setting) -> Contestant:
     import litdata
 
-    class Set(litdata.StreamingDataset):
-        make = staticmethod(transform(setting.flat[0], to_image=False))
-
-        def __getitem__(self, i: Any) -> Tensor:
-            return self.make(super().__getitem__(i))
-
     litdata.optimize(open_jpeg, [str(file) for file in sorted(folder.rglob("*.jpg"))], str(place), chunk_bytes="16MB",
                      num_workers=1, verbose=False)
-    images = Set(str(place), shuffle=True, drop_last=True)
+    images = litdata.StreamingDataset(str(place), shuffle=True, drop_last=True,
+                                      transform=transform(setting.flat[0], to_image=False))
     loader = litdata.StreamingDataLoader(images, batch_size=setting.batch, num_workers=setting.threads, drop_last=True)
 
     def start() -> Batches:
@@ -213,12 +206,12 @@ def dali(folder: Path, setting: Setting) -> Contestant:
             low = [max(0.0, 1 - strength) for strength in view.color[:3]]
             factors = [fn.random.uniform(range=[a, 2 - a]) for a in low]
             turn = fn.random.uniform(range=[-360 * view.color[3], 360 * view.color[3]])
-            on = fn.random.coin_flip(probability=view.color_probability, dtype=types.FLOAT)
-            gray = fn.random.coin_flip(probability=view.gray, dtype=types.FLOAT)
+            on = fn.cast(fn.random.coin_flip(probability=view.color_probability), dtype=types.FLOAT)
+            gray = fn.cast(fn.random.coin_flip(probability=view.gray), dtype=types.FLOAT)
             bright, contrast, saturation = (1 + on * (factor - 1) for factor in factors)
             images = fn.color_twist(images, brightness=bright, contrast=contrast, saturation=saturation * (1 - gray), hue=on * turn)
         if view.blur:  # a blur of almost no width for the others: DALI's own remedy where a whole batch is treated alike
-            on = fn.random.coin_flip(probability=view.blur, dtype=types.FLOAT)
+            on = fn.cast(fn.random.coin_flip(probability=view.blur), dtype=types.FLOAT)
             sigma = on * fn.random.uniform(range=list(view.blur_sigma)) + (1 - on) * 0.01
             images = fn.gaussian_blur(images, sigma=sigma)
         return fn.crop_mirror_normalize(images, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std,
@@ -276,6 +269,8 @@ def spdl(folder: Path, setting: Setting) -> Contestant:
         pixels = spdl.io.to_torch(spdl.io.convert_frames(frames)).permute(0, 3, 1, 2)
         return pixels.float().div_(255).sub_(mean).div_(std)
 
+    decode(files[0])  # without FFmpeg's libraries this fails, where the pipeline would try for ever
+
     def start() -> Batches:
         for batch in Pipeline(endless(), preprocessor=decode, batch_size=setting.batch, aggregator=together,
                               num_threads=setting.threads):
@@ -297,6 +292,19 @@ def random_box(size: tuple[int, int], view: View, chance: random.Random) -> tupl
     return (width - side) // 2, (height - side) // 2, side, side
 
 
+class Pictures:
+    """A folder's JPEGs as FFCV's writer wants them, for processes that it starts."""
+
+    def __init__(self, folder: Path):
+        self.files = sorted(folder.rglob("*.jpg"))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image]:
+        return (Image.open(io.BytesIO(self.files[i].read_bytes())).convert("RGB"),)
+
+
 def ffcv(folder: Path, place: Path, mode: str, setting: Setting) -> Contestant:
     """Its own file of the same images: it encodes JPEGs itself, at quality 90, from their pixels."""
     from ffcv.fields import RGBImageField
@@ -306,18 +314,9 @@ def ffcv(folder: Path, place: Path, mode: str, setting: Setting) -> Contestant:
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
     from ffcv.writer import DatasetWriter
 
-    class Set:
-        files = sorted(folder.rglob("*.jpg"))
-
-        def __len__(self) -> int:
-            return len(self.files)
-
-        def __getitem__(self, i: int) -> tuple[Image.Image]:
-            return (Image.open(io.BytesIO(self.files[i].read_bytes())).convert("RGB"),)
-
     path, view = place / f"{mode}.beton", setting.flat[0]
     writer = DatasetWriter(str(path), {"image": RGBImageField(write_mode=mode, jpeg_quality=90)}, num_workers=1)
-    writer.from_indexed_dataset(Set())
+    writer.from_indexed_dataset(Pictures(folder))
     steps = [RandomResizedCropRGBImageDecoder((view.height, view.width), view.scale, view.ratio), RandomHorizontalFlip(view.flip),
              NormalizeImage(255 * np.array(MEAN), 255 * np.array(STD), np.float32), ToTensor(), ToTorchImage()]
     loader = Reader(str(path), batch_size=setting.batch, num_workers=setting.threads, order=OrderOption.RANDOM, os_cache=True,

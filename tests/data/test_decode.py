@@ -200,9 +200,11 @@ def test_resize_fills_the_slot_it_is_given(channels, dtype):
     assert (slots[1] == resize(np.ascontiguousarray(image[:, 5:]), 5, 10)).all() and not slots[0].any()
 
 
-def test_resize_averages_areas_when_shrinking_and_is_cubic_when_growing():
+def test_resize_averages_areas_when_shrinking_and_is_linear_when_hardly_and_cubic_when_growing():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)
     means = image.reshape(5, 4, 10, 3, 3).mean((1, 3))
     assert np.abs(resize(image, 5, 10) - means).max() <= 0.51
     assert (resize(image, 40, 25) == cv2.resize(image, (25, 40), interpolation=cv2.INTER_CUBIC)).all()
+    assert (resize(image, 16, 25) == cv2.resize(image, (25, 16), interpolation=cv2.INTER_LINEAR)).all()
+    assert (resize(image, 15, 25) == cv2.resize(image, (25, 15), interpolation=cv2.INTER_AREA)).all()
     assert (resize(image, 20, 30) == image).all()

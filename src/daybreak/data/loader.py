@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -274,7 +275,7 @@ class Loader:
 def place(crop: np.ndarray, out: np.ndarray, *, flip: bool = False) -> None:
     """Resize a crop (H, W, C) into its place ``out`` (h, w, C), mirrored left to right if asked."""
     if flip:
-        out[:] = resize(crop, out.shape[0], out.shape[1])[:, ::-1]
+        cv2.flip(resize(crop, out.shape[0], out.shape[1]), 1, dst=out[:, :, 0] if out.shape[2] == 1 else out)
     else:
         resize(crop, out.shape[0], out.shape[1], out=out)
 

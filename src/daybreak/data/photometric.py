@@ -44,13 +44,15 @@ def augment(
     """
     batch, channels, height, width = images.shape
     output = torch.empty(images.shape, dtype=torch.float32, device=images.device)
-    draws = _draw(view, random, view_index)
+    is_changed = any((*view.color, view.gray, view.blur, view.solarize))
+    draws = _draw(view, random, view_index) if is_changed else {}
     full = 65535 if images.dtype == torch.uint16 else 255
     chunk = max(1, CHUNK_VALUES // (channels * height * width)) if images.is_cpu else batch
     for start in range(0, batch, chunk):
         rows = slice(start, start + chunk)
         part = output[rows].copy_(images[rows]).mul_(1 / full)
-        _apply(part, view, {name: values[rows] for name, values in draws.items()})
+        if is_changed:
+            _apply(part, view, {name: values[rows] for name, values in draws.items()})
         if view.normalise:
             for channel in range(channels):  # plain numbers: a tensor of them would first have to be copied over
                 part[:, channel].sub_(mean[channel]).div_(std[channel])
