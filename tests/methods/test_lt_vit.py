@@ -136,7 +136,7 @@ def test_maps_are_shares_of_the_patches_and_zero_tokens_give_the_biases():
         maps = tokens.maps(encoder, images())
         _, rows = tokens.read(encoder, images())
         assert maps.shape == (2, 2, 5, 4, 6) and torch.allclose(maps.sum((3, 4)), torch.ones(2, 2, 5), atol=1e-5)
-        patch = [float(rows[1][0, :, 3, 1 + j].mean()) for j in range(24)]  # of label 3 in the last block: 1 class token, 24 patches
+        patch = [float(rows[1][0, :, 3, 1 + j].mean()) for j in range(24)]  # of label 3, behind the class token
         torch.testing.assert_close(maps[0, 1, 3].flatten(), torch.tensor(patch) / sum(patch), atol=1e-6, rtol=1e-4)
         encoder.model.norm.weight.zero_()
         encoder.model.norm.bias.zero_()
@@ -163,14 +163,14 @@ def test_what_can_not_be_is_refused():
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """A list of 600 images whose left half, right half, both or neither hold a bright square, with a label for each half."""
+    """A list of 600 images that may hold a bright square in their left half and a dark one in their right, a label for each."""
     folder, random = tmp_path_factory.mktemp("halves"), np.random.default_rng(0)
     truth = random.integers(0, 2, (600, 2))
     for i, row in enumerate(truth):
-        image = random.normal(100, 20, (16, 16))
+        image = random.normal(128, 10, (16, 16))
         for half in np.flatnonzero(row):
             y, x = random.integers(0, 12), 8 * half + random.integers(0, 5)
-            image[y : y + 4, x : x + 4] += 100
+            image[y : y + 4, x : x + 4] += 100 if half == 0 else -100
         cv2.imwrite(str(folder / f"{i:03d}.png"), image.clip(0, 255).astype(np.uint8))
     known = [[None if j == 1 and i % 5 == 0 else int(v) for i, v in enumerate(column)] for j, column in enumerate(truth.T)]
     table = pa.table({"path": [f"{i:03d}.png" for i in range(600)], "left": known[0], "right": known[1]})
@@ -180,12 +180,12 @@ def halves(tmp_path_factory):
 
 @pytest.mark.long
 def test_two_labels_are_told_apart_and_their_maps_lie_where_they_are(halves, tmp_path):
-    run = daybreak.pretrain(halves, method="lt_vit", images=6400, batch_size=64, out=tmp_path / "run", console=QUIET, overrides=[
+    run = daybreak.pretrain(halves, method="lt_vit", images=4800, batch_size=64, out=tmp_path / "run", console=QUIET, overrides=[
         "encoder.width=64", "encoder.depth=3", "training.learning_rate=2e-3", "training.learning_rate_rule=fixed",
         "training.precision=32-true", "watch.probes=0", "method.flip=0.0", "method.scale=[0.9, 1.0]"])
     found = {(r.protocol, r.metric, r.backbone): r.value for r in run.results}
     assert found["label-tokens", "mean AUC", "trained"] > 0.95
-    assert found["multilabel", "mean AUC", "trained"] > found["multilabel", "mean AUC", "random"]
+    assert found["multilabel", "mean AUC", "trained"] > 0.95
     assert {"AUC (left)", "AUC (right)"} <= {metric for protocol, metric, _ in found if protocol == "label-tokens"}
     report = (run.folder / "report.html").read_text()
     assert "Label tokens" in report and "label 2" in report and "Classifiers of labels" in report

@@ -5,6 +5,7 @@ columns of patches.
 """
 
 import math
+from typing import Any
 
 import torch
 from timm.layers import Attention
@@ -56,14 +57,14 @@ class LabelTokens(nn.Module):
 
         What it takes from prefix and label tokens is left out.
         """
-        _, rows = self.read(encoder, images)
-        rows = torch.stack([weights.float().mean(1) for weights in rows], 1)  # (B, S, L, T + L)
+        _, found = self.read(encoder, images)
+        rows = torch.stack([weights.float().mean(1) for weights in found], 1)  # (B, S, L, T + L)
         patches = rows[..., encoder.num_prefix : -len(self.tokens)]
         return (patches / patches.sum(-1, keepdim=True)).unflatten(-1, encoder.grid(*images.shape[-2:]))
 
     def read(self, encoder: Encoder, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Label tokens after the final normalisation (B, L, D), and their attention in each block (B, A, L, T + L)."""
-        labels, rows = self.tokens.expand(len(images), -1, -1), []
+        labels, rows = self.tokens.expand(len(images), -1, -1), list[Tensor]()
         for block, image in zip(encoder.model.blocks[self.first - 1 :], entering(encoder, images, self.first), strict=True):
             found, weights = attend(block, image, labels)
             labels = labels + block.drop_path1(block.ls1(found))
@@ -83,7 +84,7 @@ class Scores(nn.Module):
         return self.label_tokens(self.encoder, images)
 
 
-def is_plain(block: nn.Module) -> bool:
+def is_plain(block: Any) -> bool:
     """Whether ``attend`` and the lines after it are what the block does with its tokens."""
     return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
 
@@ -98,7 +99,7 @@ def entering(encoder: Encoder, images: Tensor, first: int) -> list[Tensor]:
     return found
 
 
-def attend(block: nn.Module, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def attend(block: Any, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """What the attention of a block gives labels (B, L, D) that read image tokens (B, T, D) and one another.
 
     Returns:
