@@ -13,7 +13,9 @@ from conftest import noise_batch, step_for, tiny_method
 from rich.console import Console
 
 import daybreak
+from daybreak.data.images import open_images
 from daybreak.errors import Refused
+from daybreak.explain.maps import explain_images
 from daybreak.nn.encoder import Encoder
 from daybreak.nn.label_tokens import LabelTokens, attend, entering
 from daybreak.nn.losses import known_bce
@@ -161,6 +163,18 @@ def test_what_can_not_be_is_refused():
         LabelTokens(rotary, 2)
 
 
+def test_images_without_labels_are_refused(halves, tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for path in sorted(halves.parent.glob("*.png"))[:40]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(Refused, match="no labels, and 'lt_vit' learns from a label for each image"):
+        daybreak.pretrain(folder, method="lt_vit", images=64, batch_size=8, out=tmp_path / "run", console=QUIET)
+    with pytest.raises(Refused, match="labels are of the kind 'multi', and 'hydra' learns from 'class'"):
+        daybreak.pretrain(halves, method="hydra", images=64, batch_size=8, out=tmp_path / "run", console=QUIET)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
     """A list of 600 images that may hold a bright square in their left half and a dark one in their right, a label for each."""
@@ -201,8 +215,15 @@ def test_two_labels_are_told_apart_and_their_maps_lie_where_they_are(halves, tmp
     on_the_left = maps[..., :2].sum((2, 3)).mean(0)
     assert on_the_left[0] > 0.6 and on_the_left[1] < 0.4
 
+    shown = open_images(halves).subset(np.flatnonzero([bool(row["left"] or row["right"]) for row in rows])[:24])
+    scores = explain_images(backbone.encoder, shown, size=(16, 16), mean=backbone.mean, std=backbone.std,
+                            label_tokens=backbone.label_tokens, label_names=backbone.label_names).label_scores
+    ours, chance, _ = scores  # the square emptied first, the label falls
+    assert chance.name == "Random map" and chance.deletion[0] - ours.deletion[0] > 3 * math.hypot(chance.deletion[1], ours.deletion[1])
+
     page = daybreak.explain(run.folder, halves, out=tmp_path / "page", count=3, console=QUIET).read_text()
     assert page.count("Where the token of each label looks") == 3 and "left: 0." in page and "right: 0." in page
+    assert "Map of the likeliest label" in page and page.count("Random map") == 2
     daybreak.evaluate(run.folder, train=halves, test=halves, console=QUIET)
     kept = json.loads((run.folder / "evaluations.json").read_text())
     assert {r["protocol"] for r in kept} == {"multilabel", "label-tokens"}

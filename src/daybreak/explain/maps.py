@@ -3,7 +3,7 @@
 n images, A heads, N patches, L labels, h w rows and columns of patches, H W height and width in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ MOST_LABELS = 20  # whose maps are shown of an image, the likeliest first
 # Numbers of the maps, as the page has them.
 ATTENTION, ROLLOUT = "Attention, mean of the heads", "Attention rollout"
 EIGEN, CENTRED = "Eigen-CAM", "Eigen-CAM, centred"
+LIKELIEST = "Map of the likeliest label"
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Explanation:
     variance: float  # share of the colours' three components
     eigen: dict[str, float]  # mean share of the squared length that Eigen-CAM's direction holds
     notes: list[str]
+    label_scores: list[Score] = field(default_factory=list)  # where the probability of each image's likeliest label is followed
 
 
 @torch.no_grad()
@@ -87,20 +89,25 @@ def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int],
     clickable = most_cosines // (patches * (patches + 1) // 2)
     found: list[Explained] = []
     scores: list[dict[str, Faithfulness]] = []
+    label_scores: list[dict[str, Faithfulness]] = []
     for i, (key, label) in enumerate(zip(images.keys, class_names(images), strict=True)):
+        image = normalised[i].to(device)  # (C, H, W)
         maps: dict[str, torch.Tensor] = {}
+        labels: dict[str, np.ndarray] = {}
         heads = None
         if encoder.is_vit:
-            seen = attention(encoder, normalised[i : i + 1].to(device))
+            seen = attention(encoder, image[None])
             maps, heads = {ATTENTION: seen.heads[0].mean(0), ROLLOUT: seen.rollout[0]}, seen.heads[0].numpy()
         maps |= {name: cam.map[i] for name, cam in cams.items()}
         judged = maps | baselines(features.shape[2:], i)
-        scores.append({name: faithfulness(encoder, normalised[i].to(device), a_map) for name, a_map in judged.items()})
+        scores.append({name: faithfulness(encoder, image, a_map) for name, a_map in judged.items()})
+        if label_tokens is not None:
+            labels, chance = label_maps(encoder, label_tokens, label_names, image)
+            judged = {LIKELIEST: torch.from_numpy(next(iter(labels.values())))} | baselines(features.shape[2:], i)
+            label_scores.append({name: faithfulness(encoder, image, a_map, score=chance) for name, a_map in judged.items()})
         picture = Thumbnail(key, label, shrink(raw[i].permute(1, 2, 0).numpy(), SIDE))
         found.append(Explained(picture, {name: a_map.numpy() for name, a_map in maps.items()}, heads, colours.images[i],
-                               levels(patch_cosines(features[i])) if i < clickable else None,
-                               {} if label_tokens is None else label_maps(encoder, label_tokens, label_names,
-                                                                          normalised[i : i + 1].to(device))))
+                               levels(patch_cosines(features[i])) if i < clickable else None, labels))
     notes = []
     if not encoder.is_vit:
         notes.append(f"{encoder.name} is a CNN and has no attention, so the maps of attention are left out.")
@@ -108,19 +115,33 @@ def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int],
         notes.append(f"The patches of {clickable} of {len(found)} pictures can be chosen: the cosines of the others would make "
                      "the page too large to mail.")
     first = [row[EIGEN] for row in scores]
-    return Explanation(found, [average(name, [row[name] for row in scores]) for name in scores[0]],
+    return Explanation(found, averages(scores),
                        emptied=float(np.mean([f.deletion.scores[-1] for f in first])),
                        blurred=float(np.mean([f.insertion.scores[0] for f in first])),
-                       variance=colours.share, eigen={name: float(cam.share.mean()) for name, cam in cams.items()}, notes=notes)
+                       variance=colours.share, eigen={name: float(cam.share.mean()) for name, cam in cams.items()}, notes=notes,
+                       label_scores=averages(label_scores))
 
 
 @torch.no_grad()
-def label_maps(encoder: Encoder, label_tokens: LabelTokens, names: Sequence[str], image: torch.Tensor) -> dict[str, np.ndarray]:
-    """Where the tokens of the likeliest labels look in an image (1, C, H, W), (h, w) each, mean over the blocks they read in."""
-    chances = label_tokens(encoder, image)[0].float().sigmoid().cpu()  # (L,)
-    maps = label_tokens.maps(encoder, image)[0].mean(0).cpu().numpy()  # (L, h, w)
+def label_maps(encoder: Encoder, label_tokens: LabelTokens, names: Sequence[str],
+               image: torch.Tensor) -> tuple[dict[str, np.ndarray], Callable[[torch.Tensor], torch.Tensor]]:
+    """Where the tokens of the likeliest labels look in an image (C, H, W), and the probability of the very likeliest as a function.
+
+    Maps are (h, w), the likeliest first, means over the blocks in which labels read.
+    """
+    chances = label_tokens(encoder, image[None])[0].float().sigmoid().cpu()  # (L,)
+    maps = label_tokens.maps(encoder, image[None])[0].mean(0).cpu().numpy()  # (L, h, w)
     likeliest = chances.argsort(descending=True, stable=True)[:MOST_LABELS].tolist()
-    return {f"{names[label]}: {chances[label]:.2f}": maps[label] for label in likeliest}
+
+    def chance(batch: torch.Tensor) -> torch.Tensor:
+        return label_tokens(encoder, batch)[:, likeliest[0]].float().sigmoid()
+
+    return {f"{names[label]}: {chances[label]:.2f}": maps[label] for label in likeliest}, chance
+
+
+def averages(rows: list[dict[str, Faithfulness]]) -> list[Score]:
+    """The score of each map, of one row of them an image."""
+    return [average(name, [row[name] for row in rows]) for name in (rows[0] if rows else ())]
 
 
 def average(name: str, scores: list[Faithfulness]) -> Score:
