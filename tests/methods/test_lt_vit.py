@@ -219,7 +219,8 @@ def test_two_labels_are_told_apart_and_their_maps_lie_where_they_are(halves, tmp
     scores = explain_images(backbone.encoder, shown, size=(16, 16), mean=backbone.mean, std=backbone.std,
                             label_tokens=backbone.label_tokens, label_names=backbone.label_names).label_scores
     ours, chance, _ = scores  # the square emptied first, the label falls
-    assert chance.name == "Random map" and chance.deletion[0] - ours.deletion[0] > 3 * math.hypot(chance.deletion[1], ours.deletion[1])
+    gain, errors = chance.deletion[0] - ours.deletion[0], (chance.deletion[1], ours.deletion[1])
+    assert chance.name == "Random map" and gain > 3 * math.hypot(*errors)
 
     page = daybreak.explain(run.folder, halves, out=tmp_path / "page", count=3, console=QUIET).read_text()
     assert page.count("Where the token of each label looks") == 3 and "left: 0." in page and "right: 0." in page
