@@ -90,7 +90,7 @@ def noisy_textures(tmp_path_factory) -> Path:
 def tiny_method(name: str, *, size=(16, 16), channels: int = 3, seed: int = 0, encoder: str = "vit_micro", **settings):
     """A method on a ViT of width 64 and 2 blocks, patch 4, with heads to match."""
     cls = find(name)
-    small = NARROW.get(name, {}) | ({"classes": CLASSES} if cls.labels == "class" else {})
+    small = NARROW.get(name, {}) | ({"classes": CLASSES} if cls.labels in ("class", "multi") else {})
     torch.manual_seed(seed)
     shape = dict(patch_size=4, width=64, depth=2, heads=2) if encoder == "vit_micro" else {}
     made = Encoder(encoder, image_size=size, channels=channels, pool=cls.pool, positions=cls.positions, init=cls.init, **shape)
@@ -98,13 +98,16 @@ def tiny_method(name: str, *, size=(16, 16), channels: int = 3, seed: int = 0, e
 
 
 def noise_batch(method, count: int = 8, seed: int = 0) -> Batch:
-    """Normalised noise for each view of a method, and a class for each image where it learns from classes."""
+    """Normalised noise for each view of a method, and a class or labels for each image where it learns from such."""
     random, views = torch.Generator().manual_seed(seed), expand(method.views)
     images = [torch.randn(count, method.encoder.channels, v.height, v.width, generator=random) for v in views]
+    index = torch.arange(count)
+    several = ((index[:, None] + torch.arange(CLASSES)) % 3 == 0).float()  # (B, L)
+    several[index % 4 == 1, 1] = torch.nan  # unknown
     return Batch(images=images, boxes=torch.rand(len(views), count, 4, generator=random),
-                 flips=torch.zeros(len(views), count, dtype=torch.bool), index=torch.arange(count),
+                 flips=torch.zeros(len(views), count, dtype=torch.bool), index=index,
                  sizes=torch.full((count, 2), 32), epoch=0,
-                 labels=torch.arange(count) % CLASSES if method.labels == "class" else None)
+                 labels={"class": index % CLASSES, "multi": several}.get(method.labels))
 
 
 def step_for(batch: Batch, progress: float = 0.5, seed: int = 0) -> Step:

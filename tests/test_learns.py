@@ -44,6 +44,7 @@ LESSONS = {
                                  "method.labelling_momentum=0.95", "method.reconstruction_momentum=0.98",
                                  "method.freeze_prototypes=1.0", "method.teacher_temperature=0.04",
                                  "method.final_teacher_temperature=0.04"), on_textures=False, protocol="knn", beats_pixels=False),
+    "lt_vit": Lesson(4000),
     "hydra": Lesson(12000, ("method.hidden=128", "method.output=64", "method.embedding=64", "method.gate_hidden=128")),
 }
 

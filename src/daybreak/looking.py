@@ -13,12 +13,13 @@ from .data.images import open_images
 from .data.sources import printable
 from .errors import Refused
 from .evaluate.features import features, fingerprint, kept_features
-from .evaluate.protocols import DEFAULT, Result, check, evaluate_features
+from .evaluate.protocols import Result, check, default, evaluate_features, evaluate_scores
 from .evaluate.tasks import Outside
 from .explain.maps import explain_images
 from .explain.neighbours import neighbours, spaced
 from .export.backbone import load
 from .export.formats import export as export_backbone
+from .nn.label_tokens import Scores
 from .report.explanation import write_explanation
 from .runs import device_name
 
@@ -35,7 +36,8 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
     Args:
         run: folder of a run or of a backbone.
         train: images of the bank, which classifiers are also trained on. test: the queries.
-        protocols: names; None takes knn-v1 and linear-v1, or multilabel-v1 where images have several labels.
+        protocols: names; None takes knn-v1 and linear-v1, or multilabel-v1 where images have several labels (with which the
+            label tokens of a run that has them are measured too).
         group: column of what belongs together, in both sets.
         ood: images of other kinds, which ood-v1 tells from those of ``test``.
         seed: of draws, orders and resamples.
@@ -58,13 +60,20 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
                                         mean=backbone.mean, std=backbone.std)
         console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
         vectors.append(found)
-    (bank, queries), kind = sets[:2], sets[0].labels.kind if sets[0].labels else "none"
-    chosen = tuple(protocols or (("multilabel-v1",) if kind == "multi" else DEFAULT))
+    bank, queries = sets[:2]
+    chosen = tuple(protocols or default(bank.labels))
     results, skipped = evaluate_features(
         vectors[0], bank.labels, vectors[1], queries.labels, protocols=chosen, data=bank.fingerprint, seed=seed,
         bank_groups=bank.groups, query_groups=queries.groups, test_data=queries.fingerprint,
         backbone_hash=fingerprint(backbone.encoder),
         outside=None if ood is None else Outside(vectors[2], sets[2].groups, sets[2].fingerprint))
+    if backbone.label_tokens is not None and "multilabel-v1" in chosen:
+        own = Scores(backbone.encoder, backbone.label_tokens.to(device))
+        logits = features(own, queries, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
+        more, left_out = evaluate_scores(logits, backbone.label_names, queries.labels, seed=seed, groups=queries.groups,
+                                         data=backbone.info.get("data", ""), test_data=queries.fingerprint,
+                                         backbone_hash=fingerprint(backbone.encoder))
+        results, skipped = results + more, skipped + left_out
     for left in skipped:
         console.print(f"note: {left}", soft_wrap=True, highlight=False)
     if not results:
@@ -142,7 +151,10 @@ def explain(run: str | Path, images: str | Path, *, out: str | Path, count: int 
     shown, bank = found.subset(chosen), found.subset(rest)
     known: dict[str, Any] = dict(size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
     console.print(f"explaining {len(shown)} of {len(found):,} images; most of the time goes into scoring the maps")
-    explanation = explain_images(backbone.encoder, shown, **known)
+    if backbone.label_tokens is not None:
+        backbone.label_tokens.to(device)
+    explanation = explain_images(backbone.encoder, shown, **known, label_tokens=backbone.label_tokens,
+                                 label_names=backbone.label_names)
     near = None
     if len(bank):
         queries, vectors = (features(backbone.encoder, some, **known) for some in (shown, bank))

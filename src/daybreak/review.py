@@ -18,12 +18,14 @@ from .data.loader import Loader
 from .data.philox import Random
 from .data.views import expand
 from .evaluate.features import features, fingerprint, pixels
-from .evaluate.protocols import Result, Skipped, evaluate_features
+from .evaluate.metrics import HEADLINES
+from .evaluate.protocols import Result, Skipped, default, evaluate_features, evaluate_scores
 from .evaluate.rank import rank_v1, rankme, spread
 from .explain.neighbours import neighbours
 from .explain.projection import project
 from .export.backbone import Backbone, load, write_backbone
 from .methods.base import Method, Picture, Step
+from .nn.label_tokens import Scores
 from .report.html import Looks, write_report
 from .runs import defaults_of, make_encoder
 from .train.loop import Outcome, on_device
@@ -56,7 +58,9 @@ def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcom
     write_backbone(method.backbone, folder / "backbone", mean=split.train.mean, std=split.train.std,
                    info={"method": config.method_name, "labels": method.labels, "images_seen": outcome.images_seen,
                          "seed": config.seed, "data": split.train.fingerprint, "channels": split.train.channels,
-                         "depth": split.train.depth, "background": config.data.background})
+                         "depth": split.train.depth, "background": config.data.background},
+                   label_tokens=getattr(method, "label_tokens", None),
+                   label_names=split.train.labels.classes if split.train.labels else ())
     console.print("evaluating the trained backbone, the same network with random weights, raw pixels")
     results, skipped, (bank, queries) = measure(method, config, split, fabric)
     notes = list(dict.fromkeys(str(s) for s in skipped))
@@ -104,20 +108,27 @@ def measure(method: Method, config: RunConfig, split: Split, fabric: Fabric) -> 
         if backbone != "pixels":
             known["backbone_hash"] = fingerprint(method.backbone if backbone == "trained" else random)
         found, left = evaluate_features(bank, split.bank.labels, queries, split.queries.labels, bank_groups=split.bank.groups,
-                                        query_groups=split.queries.groups, test_data=split.queries.fingerprint, **known)
+                                        query_groups=split.queries.groups, test_data=split.queries.fingerprint,
+                                        protocols=default(split.bank.labels), **known)
         results, skipped = results + found, skipped + left
         if backbone != "pixels":
             results += [Result("rank", "v1", metric, value, None, num_train=len(bank), width=bank.shape[1], **known)
                         for metric, value in rank_v1(bank).items()]
+    if hasattr(method, "label_tokens") and split.train.labels and split.train.labels.kind == "multi":
+        found, left = evaluate_scores(
+            features(Scores(method.encoder, method.label_tokens), split.queries, **common), split.train.labels.classes,
+            split.queries.labels, data=split.train.fingerprint, seed=config.seed, groups=split.queries.groups,
+            test_data=split.queries.fingerprint, backbone_hash=fingerprint(method.backbone))
+        results, skipped = results + found, skipped + left
     return results, skipped, tables["trained"]
 
 
 def table_of(results: list[Result]) -> Table:
-    """Accuracy and health: a row a number, a column a backbone."""
+    """Accuracy, means over labels, and health: a row a number, a column a backbone."""
     table = Table(box=None, header_style="bold")
     for name in ("", "trained", "random weights", "raw pixels"):
         table.add_column(name, justify="left" if not name else "right")
-    shown = [r for r in results if r.metric.startswith("accuracy") or r.protocol == "rank"]
+    shown = [r for r in results if r.metric.startswith(HEADLINES) or r.protocol == "rank"]
     for protocol, version, metric in dict.fromkeys((r.protocol, r.version, r.metric) for r in shown):
         cells = []
         for backbone in ("trained", "random", "pixels"):

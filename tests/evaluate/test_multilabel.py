@@ -6,9 +6,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from daybreak.data.sources import Labels
 from daybreak.evaluate.linear import held_out
 from daybreak.evaluate.logistic import PENALTIES
 from daybreak.evaluate.multilabel import fit, fit_chosen, loss_and_slope, multilabel_v1
+from daybreak.evaluate.protocols import evaluate_scores
 
 NAMES = ("edema", "nodule", "mass")
 
@@ -79,3 +81,26 @@ def test_unknown_labels_take_no_part():
     ours, theirs = (fit(table, y, 0.1, np.zeros((7, 3))) for table in (x, spoiled))
     np.testing.assert_allclose(ours[:, 0], theirs[:, 0], atol=1e-3)
     assert not np.allclose(ours[:, 1], theirs[:, 1], atol=1e-2)
+
+
+def test_scores_of_label_tokens_are_matched_by_name_and_measured_alike():
+    """The queries name the labels in another order, lack one and have one more; what can't be measured is said."""
+    scores, truth = some(150, 1)
+    scores = scores[:, :4]
+    held = np.concatenate([truth.numpy()[:, [2, 0]], np.zeros((150, 1), np.float32)], 1)
+    labels = Labels("multi", held, ("mass", "edema", "cyst"))
+    results, skipped = evaluate_scores(scores, ("edema", "nodule", "mass", "cyst"), labels, data="d", test_data="t")
+    found = {r.metric: r.value for r in results}
+    aucs = []
+    for column, values in ((0, truth[:, 0]), (2, truth[:, 2])):
+        known = ~values.isnan()
+        aucs.append(roc_auc_score(values[known], scores[known, column]))
+    assert (found["AUC (edema)"], found["AUC (mass)"]) == pytest.approx(aucs) and found["mean AUC"] == pytest.approx(np.mean(aucs))
+    assert aucs[0] != pytest.approx(aucs[1], abs=0.01) and len(results) == 6
+    assert {(r.protocol, r.backbone, r.num_classes, r.num_test) for r in results} == {("label-tokens", "trained", 2, 150)}
+    assert [str(s) for s in skipped] == ["label-tokens-v1: 2 labels have no token, or not both values in the queries; left out: "
+                                         "nodule, cyst."]
+    results, skipped = evaluate_scores(scores, ("a", "b", "c", "d"), labels)
+    assert not results and len(skipped) == 1
+    results, skipped = evaluate_scores(scores, ("edema",), Labels("class", np.zeros(150, np.int64), ("edema",)))
+    assert not results and "needs several labels an image" in str(skipped[0])

@@ -1,10 +1,15 @@
 """MC-SSL's three losses against loops written from the card, their start at ln K, and which token meets which."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import noise_batch, step_for, tiny_method
+from conftest import NARROW, noise_batch, step_for, tiny_method
+
+from daybreak.config import fill, read_toml, to_tree
+from daybreak.methods.mcssl import MCSSL
+from daybreak.nn.encoder import Encoder
 
 
 def softmax(v):
@@ -122,3 +127,17 @@ def test_prototypes_are_frozen_at_the_start_only(progress, frozen):
     method(batch, step).value.backward()
     method.before_update(step)
     assert (method.head.class_prototypes.weight.grad is None, method.head.data_prototypes.weight.grad is None) == frozen
+
+
+def test_dicom_is_this_method_on_views_of_x_rays():
+    """Nothing but views is set, so that on one batch the step is that of MC-SSL; the views are the card's."""
+    tree = read_toml(Path(__file__).parents[2] / "recipes" / "dicom_vits16_cxr.toml")
+    settings = {key: value for key, value in tree["method"].items() if key != "name"}
+    assert tree["method"]["name"] == "mcssl" and set(settings) <= {"color", "gray", "solarize", "flip"}
+    plain, dicom = tiny_method("mcssl"), tiny_method("mcssl", **to_tree(fill(MCSSL.Config, settings | NARROW["mcssl"])))
+    batch = noise_batch(plain)
+    assert torch.equal(plain(batch, step_for(batch)).value, dicom(batch, step_for(batch)).value)
+    encoder = Encoder("vit_micro", image_size=tuple(tree["encoder"]["image_size"]), patch_size=16, width=64, depth=1)
+    views = MCSSL(encoder, fill(MCSSL.Config, settings | {"prototypes": 32, "hidden": 32})).views
+    assert [(v.size, v.scale, v.count) for v in views] == [((224, 224), (0.25, 1.0), 1)] * 2 + [((96, 96), (0.05, 0.25), 10)]
+    assert {(v.color, v.color_probability, v.gray, v.solarize, v.flip) for v in views} == {((0.4, 0.4, 0, 0), 0.8, 0, 0, 0.5)}

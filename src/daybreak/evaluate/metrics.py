@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 METRICS = ("accuracy", "balanced accuracy", "macro F1", "AUC")
+HEADLINES = ("accuracy", "mean AUC", "mean average precision")  # how the metrics begin that a summary shows
 
 
 class Number(NamedTuple):

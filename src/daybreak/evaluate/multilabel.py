@@ -28,9 +28,12 @@ def multilabel_v1(train: Tensor, train_labels: Tensor, queries: Tensor, query_la
         groups, query_groups: what is held out, and resampled, as one.
     """
     x, z = (table.double().numpy() for table in standardise_by(train, train, queries))
-    y, truth = (table.double().numpy() for table in (train_labels, query_labels))
-    weight, bias = fit_chosen(x, y, groups)
-    scores = z @ weight + bias  # (n, C)
+    weight, bias = fit_chosen(x, train_labels.double().numpy(), groups)
+    return ranked(z @ weight + bias, query_labels.double().numpy(), classes, seed=seed, groups=query_groups)
+
+
+def ranked(scores: np.ndarray, truth: np.ndarray, classes: tuple[str, ...], *, seed: int, groups: list[str] | None) -> list[Number]:
+    """The numbers of multilabel-v1, of scores (n, C) for labels (n, C) of 0, 1 and NaN that each have both values."""
     known = ~np.isnan(truth)
     rankings = [Ranking(scores[known[:, c], c], truth[known[:, c], c] == 1) for c in range(len(classes))]
 
@@ -41,8 +44,8 @@ def multilabel_v1(train: Tensor, train_labels: Tensor, queries: Tensor, query_la
 
     names = ["mean AUC", "mean average precision"]
     names += [f"{metric} ({name})" for name in classes for metric in ("AUC", "average precision")]
-    values = measure(np.ones(len(z)))
-    errors = errors_of(measure, (len(z), query_groups), seed=seed)
+    values = measure(np.ones(len(scores)))
+    errors = errors_of(measure, (len(scores), groups), seed=seed)
     return [Number(name, float(value), error) for name, value, error in zip(names, values, errors, strict=True)]
 
 

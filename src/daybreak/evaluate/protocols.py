@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,12 +18,12 @@ from .knn import K, knn_v1
 from .linear import linear_v1
 from .logistic import logistic_v1
 from .metrics import Number, Scores
-from .multilabel import multilabel_v1
+from .multilabel import multilabel_v1, ranked
 from .nearest_mean import incremental, nearest_mean_v1
 from .ood import ood_v1
 from .rank import rank_v1
 from .retrieval import retrieval_v1
-from .tasks import Outside, Task, make_task
+from .tasks import Outside, Task, few, make_task, why_not
 
 if TYPE_CHECKING:
     from ..data.sources import Labels
@@ -133,6 +134,11 @@ PROTOCOLS = {
 DEFAULT = ("knn-v1", "linear-v1")
 
 
+def default(labels: "Labels | None") -> tuple[str, ...]:
+    """What is measured where nothing is named: multilabel-v1 where images have several labels, else ``DEFAULT``."""
+    return ("multilabel-v1",) if labels is not None and labels.kind == "multi" else DEFAULT
+
+
 def check(protocols: Sequence[str]) -> None:
     """Refuse a name that is none."""
     for name in protocols:
@@ -193,3 +199,30 @@ def evaluate_features(bank: Tensor, bank_labels: "Labels | None", queries: Tenso
         results += [Result(protocol, version, number.metric, number.value, number.error, backbone, data, seed, len(task.train),
                            num_test, task.num_classes, tested, backbone_hash, bank.shape[1]) for number in found.numbers]
     return results, skipped
+
+
+def evaluate_scores(scores: Tensor, names: Sequence[str], labels: "Labels | None", *, data: str = "", seed: int = 0,
+                    groups: list[str] | None = None, test_data: str = "",
+                    backbone_hash: str = "") -> tuple[list[Result], list[Skipped]]:
+    """label-tokens-v1: what multilabel-v1 measures, of the logits that label tokens give themselves; nothing is fitted.
+
+    Args:
+        scores: (n, C) for the C labels ``names``, of images with ``labels``; matched by name.
+        data: fingerprint of what the tokens learned from.
+    """
+    protocol = "label-tokens-v1"
+    if reason := why_not(labels, "multi"):
+        return [], [Skipped(protocol, reason)]
+    assert labels is not None
+    columns = {name: labels.values[:, labels.classes.index(name)] for name in names if name in labels.classes}
+    judged_names = tuple(name for name, values in columns.items() if {0.0, 1.0} <= set(values.tolist()))
+    left = [name for name in dict.fromkeys([*names, *labels.classes]) if name not in judged_names]
+    notes = [Skipped(protocol, f"{len(left)} labels have no token, or not both values in the queries; left out: {few(left)}.")]
+    notes = notes if left else []
+    if not judged_names:
+        return [], notes
+    truth = np.stack([columns[name] for name in judged_names], 1).astype(np.float64)
+    table = scores[:, [list(names).index(name) for name in judged_names]].double().numpy()
+    numbers = ranked(table, truth, judged_names, seed=seed, groups=groups)
+    return [Result("label-tokens", "v1", n.metric, n.value, n.error, "trained", data, seed, 0, len(scores), len(judged_names),
+                   test_data, backbone_hash) for n in numbers], notes

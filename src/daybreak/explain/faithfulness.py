@@ -1,9 +1,9 @@
-"""Does the feature depend on what a map marks? Insertion and deletion, without a class.
+"""Does the feature, or what is read from it, depend on what a map marks? Insertion and deletion.
 
 C channels, H W height and width in pixels, h w rows and columns of a map, N = h w cells, s steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,22 +35,28 @@ class Faithfulness(NamedTuple):
 
 
 @torch.no_grad()
-def faithfulness(encoder: Encoder, image: Tensor, saliency: Tensor, *, steps: int = STEPS) -> Faithfulness:
+def faithfulness(encoder: Encoder, image: Tensor, saliency: Tensor, *, steps: int = STEPS,
+                 score: Callable[[Tensor], Tensor] | None = None) -> Faithfulness:
     """Insertion and deletion (Petsiuk et al. 2018, arXiv 1806.07421) of a map (h, w) for one image (C, H, W).
 
     Emptied is 0 of the normalised image, the mean colour of the data; insertion starts from the image under a
     Gaussian blur of 11 x 11 pixels and deviation 5. Areas follow the trapezoid rule.
 
-    What is ours: the paper follows the probability of a class; there is none here, so the score is the cosine
-    of the pooled feature with that of the whole image. Whole cells of the map are changed, in ``steps`` steps,
+    What is ours: the paper follows the probability of a class, as ``score`` (b, C, H, W) to (b,) may; without it the cosine
+    of the pooled feature with that of the whole image is followed. Whole cells of the map are changed, in ``steps`` steps,
     where the paper changes a row's worth of single pixels; ties stay in row-major order; the blur mirrors at
     the border. Areas can be compared between maps of one backbone, not with published ones or between backbones.
     """
     shown = strongest(saliency, steps, image.shape[1:]).to(image.device)  # (s + 1, 1, H, W)
     blurred = blur(image[None].clone(), torch.full((1, 1, 1, 1), BLUR, device=image.device), RADIUS)
-    whole = encoder.pooled(image[None]).cpu().double()  # (1, D)
+    if score is None:
+        whole = encoder.pooled(image[None]).cpu().double()  # (1, D)
+
+        def score(batch: Tensor) -> Tensor:
+            return cosine_similarity(encoder.pooled(batch).cpu().double(), whole)
+
     states = (torch.where(shown, 0.0, image), torch.where(shown, image, blurred))
-    scores = [cosine_similarity(encoder.pooled(batch).cpu().double(), whole) for batch in states]
+    scores = [score(batch).cpu().double() for batch in states]
     return Faithfulness(*(Curve(found, area(found)) for found in scores))
 
 

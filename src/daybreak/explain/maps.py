@@ -1,10 +1,10 @@
 """All that is shown of a few images: maps, colours, cosines, and how far the maps can be believed.
 
-n images, A heads, N patches, h w rows and columns of patches, H W height and width in pixels.
+n images, A heads, N patches, L labels, h w rows and columns of patches, H W height and width in pixels.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from ..data.loader import evaluation_batches
 from ..evaluate.features import unit
 from ..nn.encoder import Encoder
+from ..nn.label_tokens import LabelTokens
 from .attention import attention
 from .cam import eigen_cam
 from .faithfulness import Faithfulness, baselines, faithfulness
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
     from ..data.images import Images
 
 SIDE = 256  # pixels of a picture in the page
+MOST_LABELS = 20  # whose maps are shown of an image, the likeliest first
 # Numbers of the maps, as the page has them.
 ATTENTION, ROLLOUT = "Attention, mean of the heads", "Attention rollout"
 EIGEN, CENTRED = "Eigen-CAM", "Eigen-CAM, centred"
+LIKELIEST = "Map of the likeliest label"
 
 
 @dataclass
@@ -37,6 +40,7 @@ class Explained:
     heads: np.ndarray | None  # (A, h, w); None for a CNN
     colours: np.ndarray  # (h, w, 3) uint8
     cosines: np.ndarray | None  # (N, N) uint8 levels; None where they would make the page too large
+    labels: dict[str, np.ndarray] = field(default_factory=dict)  # (h, w) each, where label tokens look, by name and probability
 
 
 @dataclass
@@ -59,11 +63,13 @@ class Explanation:
     variance: float  # share of the colours' three components
     eigen: dict[str, float]  # mean share of the squared length that Eigen-CAM's direction holds
     notes: list[str]
+    label_scores: list[Score] = field(default_factory=list)  # where the probability of each image's likeliest label is followed
 
 
 @torch.no_grad()
 def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int], mean: Sequence[float], std: Sequence[float],
-                   device: str | torch.device = "cpu", most_cosines: int = 3_000_000) -> Explanation:
+                   device: str | torch.device = "cpu", most_cosines: int = 3_000_000, label_tokens: LabelTokens | None = None,
+                   label_names: Sequence[str] = ()) -> Explanation:
     """Explain every one of a few ``images``, seen as evaluation sees them.
 
     Args:
@@ -71,6 +77,7 @@ def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int],
         size: height and width in pixels.
         mean, std: of the data it was trained on, C numbers for pixels in [0, 1].
         most_cosines: of all clickable images together; each takes N (N + 1) / 2, the rest can't be clicked.
+        label_tokens: of the encoder, on ``device``, where it has such; label_names: their L names.
     """
     shift, scale = (torch.tensor(list(numbers), dtype=torch.float32)[:, None, None] for numbers in (mean, std))
     ((_, raw),) = evaluation_batches(images, *size, len(images))  # (n, C, H, W) uint8 or uint16
@@ -82,18 +89,25 @@ def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int],
     clickable = most_cosines // (patches * (patches + 1) // 2)
     found: list[Explained] = []
     scores: list[dict[str, Faithfulness]] = []
+    label_scores: list[dict[str, Faithfulness]] = []
     for i, (key, label) in enumerate(zip(images.keys, class_names(images), strict=True)):
+        image = normalised[i].to(device)  # (C, H, W)
         maps: dict[str, torch.Tensor] = {}
+        labels: dict[str, np.ndarray] = {}
         heads = None
         if encoder.is_vit:
-            seen = attention(encoder, normalised[i : i + 1].to(device))
+            seen = attention(encoder, image[None])
             maps, heads = {ATTENTION: seen.heads[0].mean(0), ROLLOUT: seen.rollout[0]}, seen.heads[0].numpy()
         maps |= {name: cam.map[i] for name, cam in cams.items()}
         judged = maps | baselines(features.shape[2:], i)
-        scores.append({name: faithfulness(encoder, normalised[i].to(device), a_map) for name, a_map in judged.items()})
+        scores.append({name: faithfulness(encoder, image, a_map) for name, a_map in judged.items()})
+        if label_tokens is not None:
+            labels, chance = label_maps(encoder, label_tokens, label_names, image)
+            judged = {LIKELIEST: torch.from_numpy(next(iter(labels.values())))} | baselines(features.shape[2:], i)
+            label_scores.append({name: faithfulness(encoder, image, a_map, score=chance) for name, a_map in judged.items()})
         picture = Thumbnail(key, label, shrink(raw[i].permute(1, 2, 0).numpy(), SIDE))
         found.append(Explained(picture, {name: a_map.numpy() for name, a_map in maps.items()}, heads, colours.images[i],
-                               levels(patch_cosines(features[i])) if i < clickable else None))
+                               levels(patch_cosines(features[i])) if i < clickable else None, labels))
     notes = []
     if not encoder.is_vit:
         notes.append(f"{encoder.name} is a CNN and has no attention, so the maps of attention are left out.")
@@ -101,10 +115,33 @@ def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int],
         notes.append(f"The patches of {clickable} of {len(found)} pictures can be chosen: the cosines of the others would make "
                      "the page too large to mail.")
     first = [row[EIGEN] for row in scores]
-    return Explanation(found, [average(name, [row[name] for row in scores]) for name in scores[0]],
+    return Explanation(found, averages(scores),
                        emptied=float(np.mean([f.deletion.scores[-1] for f in first])),
                        blurred=float(np.mean([f.insertion.scores[0] for f in first])),
-                       variance=colours.share, eigen={name: float(cam.share.mean()) for name, cam in cams.items()}, notes=notes)
+                       variance=colours.share, eigen={name: float(cam.share.mean()) for name, cam in cams.items()}, notes=notes,
+                       label_scores=averages(label_scores))
+
+
+@torch.no_grad()
+def label_maps(encoder: Encoder, label_tokens: LabelTokens, names: Sequence[str],
+               image: torch.Tensor) -> tuple[dict[str, np.ndarray], Callable[[torch.Tensor], torch.Tensor]]:
+    """Where the tokens of the likeliest labels look in an image (C, H, W), and the probability of the very likeliest as a function.
+
+    Maps are (h, w), the likeliest first, means over the blocks in which labels read.
+    """
+    chances = label_tokens(encoder, image[None])[0].float().sigmoid().cpu()  # (L,)
+    maps = label_tokens.maps(encoder, image[None])[0].mean(0).cpu().numpy()  # (L, h, w)
+    likeliest = chances.argsort(descending=True, stable=True)[:MOST_LABELS].tolist()
+
+    def chance(batch: torch.Tensor) -> torch.Tensor:
+        return label_tokens(encoder, batch)[:, likeliest[0]].float().sigmoid()
+
+    return {f"{names[label]}: {chances[label]:.2f}": maps[label] for label in likeliest}, chance
+
+
+def averages(rows: list[dict[str, Faithfulness]]) -> list[Score]:
+    """The score of each map, of one row of them an image."""
+    return [average(name, [row[name] for row in rows]) for name in (rows[0] if rows else ())]
 
 
 def average(name: str, scores: list[Faithfulness]) -> Score:

@@ -23,9 +23,11 @@ from ..data.decode import Unreadable, decode, resize
 from ..data.views import View, draw_boxes
 from ..errors import Failed, Refused
 from ..nn.encoder import Encoder, Tokens
+from ..nn.label_tokens import LabelTokens
 from .card import model_card
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
+LABELS = "label_tokens.safetensors"  # of runs with a token for each label
 # Modes of Pillow that a PNG holds; others are first made RGB.
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -35,7 +37,8 @@ class Backbone(nn.Module):
 
     Attributes:
         encoder, dim (D), size (H, W) it was trained at, channels, mean and std (C numbers, of pixels in
-        [0, 1]), info (what the run said about itself).
+        [0, 1]), info (what the run said about itself), label_tokens (None where the run had none) and
+        label_names (L names).
 
     Example:
         >>> import daybreak, torch
@@ -44,9 +47,10 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, encoder: Encoder, *, mean: Sequence[float], std: Sequence[float],
-                 info: dict[str, Any]):
+                 info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = ()):
         super().__init__()
         self.encoder, self.info = encoder, info
+        self.label_tokens, self.label_names = label_tokens, tuple(label_names)
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.dim, self.channels, self.size = encoder.dim, encoder.channels, encoder.image_size
         self.eval()
@@ -64,6 +68,20 @@ class Backbone(nn.Module):
     def map(self, images: Tensor) -> Tensor:
         """(B, D, h, w) of normalised images (B, C, H, W)."""
         return self.encoder.map(images)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(B, L) probability of each label, in the order of ``label_names``, of normalised images (B, C, H, W)."""
+        return self._labels()(self.encoder, images).sigmoid()
+
+    def label_maps(self, images: Tensor) -> Tensor:
+        """(B, L, h, w) where the token of each label looks, mean over its blocks, of normalised images (B, C, H, W)."""
+        return self._labels().maps(self.encoder, images).mean(1)
+
+    def _labels(self) -> LabelTokens:
+        if self.label_tokens is None:
+            raise Refused(f"this backbone has no label tokens; those of --method lt_vit have, and this one is of "
+                          f"'{self.info.get('method', 'unknown')}'.")
+        return self.label_tokens
 
     def transform(self, image: str | Path | Image.Image | np.ndarray) -> Tensor:
         """Make one image what the backbone wants, as evaluation does: centred box, resized, normalised.
@@ -113,7 +131,7 @@ class Backbone(nn.Module):
 
 
 def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float], std: Sequence[float],
-                   info: dict[str, Any]) -> Path:
+                   info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = ()) -> Path:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens by itself.
 
     It is written beside and renamed, so a reader never sees half of it; a former backbone there is replaced.
@@ -123,6 +141,7 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         mean, std: of the data, C numbers in units of [0, 1].
         info: what the run says about itself (method, data, images seen ...), numbers, strings, lists and
             dicts only; ``depth`` and ``background`` in it are those of decoding.
+        label_tokens: of the encoder, and the names of their labels; timm passes them by.
 
     Raises:
         Refused: the folder holds something else. Failed: the disk did not take it.
@@ -133,14 +152,16 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         raise Refused(f"{folder}: exists and is no backbone; choose another folder.")
     beside, former = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "former"))
     config = timm_config(encoder, mean, std, info)
+    if label_tokens is not None:
+        config["daybreak"]["label_tokens"] = {"first": label_tokens.first, "names": list(label_names)}
     text, card = json.dumps(config, indent=2) + "\n", model_card(config)
-    state = encoder.model.state_dict()
-    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
     try:
         for old in (beside, former):
             shutil.rmtree(old, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors_of(encoder.model), beside / WEIGHTS, metadata={"format": "pt"})
+        if label_tokens is not None:
+            save_file(tensors_of(label_tokens), beside / LABELS, metadata={"format": "pt"})
         (beside / CONFIG).write_text(text)
         (beside / README).write_text(card)
         if folder.exists():
@@ -151,6 +172,11 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         shutil.rmtree(beside, ignore_errors=True)
         raise Failed(f"{folder}: the backbone could not be written ({error}).") from error
     return folder
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of what a module holds, as safetensors takes it."""
+    return {name: value.detach().cpu().clone().contiguous() for name, value in module.state_dict().items()}
 
 
 def timm_config(encoder: Encoder, mean: Sequence[float], std: Sequence[float],
@@ -211,8 +237,13 @@ def load(path: str | Path) -> Backbone:
                       "timm may open it: timm.create_model('local-dir:...', pretrained=True).") from None
     with torch.random.fork_rng(devices=[]):  # the random start that is overwritten moves no generator
         encoder = Encoder(**settings)
+        labels = ours.get("label_tokens")
+        tokens = LabelTokens(encoder, len(labels["names"]), labels["first"]) if labels else None
     load_weights(encoder.model, folder / WEIGHTS)
-    return Backbone(encoder, mean=cfg["mean"], std=cfg["std"], info=ours["info"])
+    if tokens is not None:
+        load_weights(tokens, folder / LABELS)
+    return Backbone(encoder, mean=cfg["mean"], std=cfg["std"], info=ours["info"], label_tokens=tokens,
+                    label_names=labels["names"] if labels else ())
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -21,6 +21,7 @@ from ..data.philox import Random
 from ..data.views import View
 from ..errors import Refused, nearest
 from ..nn.encoder import Encoder
+from ..nn.label_tokens import LabelTokens
 from ..nn.momentum import Teacher
 
 __all__ = ["Batch", "Encoder", "Loss", "Method", "Picture", "Step", "Training", "View", "find", "names", "register",
@@ -73,7 +74,8 @@ class Method(nn.Module):
     name: ClassVar[str]
     Config: ClassVar[type]
     pool: ClassVar[Literal["cls", "mean"]]  # "cls" | "mean": which feature the backbone is used by
-    labels: ClassVar[str]  # "none" | "class" | "multi" | "value"; a setting ``classes`` is filled in by the data
+    # "none" | "class" | "multi" (several an image, or one class) | "value"; a setting ``classes`` is filled in by the data
+    labels: ClassVar[str]
     positions: ClassVar[Literal["learned", "fixed"]]
     init: ClassVar[Literal["timm", "xavier"]]
     backbone_of: ClassVar[str]  # "student" | "teacher": which of the two is evaluated and exported
@@ -86,6 +88,7 @@ class Method(nn.Module):
     views: list[View]
     batch_size: int = 1  # images a step over all devices; set by the loop, for ``degenerate``
     teacher: Teacher  # of methods whose backbone is the teacher
+    label_tokens: LabelTokens  # of methods that have a token for each label; written beside the backbone
 
     def __init__(self, encoder: Encoder, config: Any):
         super().__init__()

@@ -7,7 +7,7 @@ views); the two losses of the 2021 figure are ``class_weight = 0``, ``local_view
 Differs from the code: partners of alien blocks come from cells of 16 samples instead of the whole batch (so that
 ranks agree); the teacher has no reconstruction head; schedules are shares of the budget. Inferred: that the
 published accuracies are those of the three losses. The settings for small images are ours, and it
-is not yet shown to learn with them. B images, V views
+is not yet shown to learn with them. DiCoM (arXiv 2402.15534) is this on views of X-rays, a recipe. B images, V views
 (2 global, then local), N patches, D encoder width, K prototypes, C channels.
 """
 
@@ -52,6 +52,10 @@ class Config:
     local_size: Count | None = None  # pixels; None: 3/7 of the image in whole patches, as 96 is of 224
     global_scale: tuple[float, float] = (0.25, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.25)
+    color: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)  # strengths: brightness, contrast, saturation, hue
+    gray: Share = 0.2  # probability
+    solarize: Share = 0.2  # probability, in the second global view
+    flip: Share = 0.5  # probability
 
 
 @register("mcssl", config=Config, pool="cls", needs_tokens=True, drop_path=0.1, backbone="teacher",
@@ -64,10 +68,10 @@ class Config:
 class MCSSL(Method):
     def __init__(self, encoder: Encoder, config: Config):
         super().__init__(encoder, config)
-        jitter: dict[str, Any] = dict(flip=0.5, color=(0.4, 0.4, 0.2, 0.1), color_probability=0.8, gray=0.2)
+        jitter: dict[str, Any] = dict(flip=config.flip, color=config.color, color_probability=0.8, gray=config.gray)
         size, scale = encoder.image_size, config.global_scale
         self.views = [View(size=size, scale=scale, blur=1.0, **jitter),
-                      View(size=size, scale=scale, blur=0.1, solarize=0.2, **jitter)]
+                      View(size=size, scale=scale, blur=0.1, solarize=config.solarize, **jitter)]
         if config.local_views:
             local = (config.local_size,) * 2 if config.local_size else local_size(size, encoder.stride)
             encoder.grid(*local)  # refuses a size that the patch does not divide

@@ -196,7 +196,8 @@ class Encoder(nn.Module):
 
         def read(images: Tensor, _keep: None) -> Tensor:  # (L, B, P + N, D)
             found = self.model.forward_intermediates(images, indices=numbers, output_fmt="NLC", norm=False,
-                                                     intermediates_only=True, return_prefix_tokens=self.num_prefix > 0)
+                                                     intermediates_only=True, stop_early=True,
+                                                     return_prefix_tokens=self.num_prefix > 0)
             return torch.stack([torch.cat([x[1], x[0]], dim=1) if self.num_prefix else x for x in found])
 
         found = self._in_parts(read, images, None, dim=1)

@@ -110,6 +110,13 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 @fp32
+def known_bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of logits (B, L), mean over the labels (B, L) of 0 and 1 that are known, not NaN; ln 2 of logits 0."""
+    errors = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num(), reduction="none")
+    return masked_mean(errors, ~labels.isnan())
+
+
+@fp32
 def nt_xent(one: Tensor, two: Tensor, temperature: float) -> Tensor:
     """SimCLR's loss: each view picks its partner among all other views of all ranks.
 

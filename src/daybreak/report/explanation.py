@@ -62,7 +62,8 @@ def draw(image: Explained) -> dict[str, Any]:
 
     heads = [] if image.heads is None else [tile(f"Head {i + 1}", head) for i, head in enumerate(image.heads)]
     drawn: dict[str, Any] = {"picture": image.picture, "rows": rows, "columns": columns, "heads": heads, "cosines": None,
-                             "maps": [tile(*one) for one in image.maps.items()], "colours": address(image.colours)}
+                             "maps": [tile(*one) for one in image.maps.items()],
+                             "labels": [tile(*one) for one in image.labels.items()], "colours": address(image.colours)}
     if image.cosines is not None:
         row, column = rows // 2, columns // 2
         patch = row * columns + column

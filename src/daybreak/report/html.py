@@ -22,6 +22,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..data.sources import printable
+from ..evaluate.metrics import HEADLINES
 from ..explain.neighbours import Neighbours
 from ..explain.projection import Projection
 from ..explain.thumbnails import png, shrink
@@ -31,7 +32,8 @@ PICTURE_SIDE = 128  # pixels of a reconstruction
 PICTURE_ROWS = 8
 COLORS = 10  # classes with a colour of their own on the map
 BACKBONES = {"trained": "Trained", "random": "Random weights", "pixels": "Raw pixels"}
-PROTOCOLS = {"knn-v1": "Nearest neighbours", "linear-v1": "Linear classifier"}
+PROTOCOLS = {"knn-v1": "Nearest neighbours", "linear-v1": "Linear classifier", "multilabel-v1": "Classifiers of labels",
+             "label-tokens-v1": "Label tokens"}
 CURVES = {  # of metrics.jsonl: title, percent, zero, what it means
     "loss": ("Loss", False, False, "what the method minimises"),
     "knn_accuracy": ("Online kNN accuracy", True, False, "on a part of bank and queries"),
@@ -145,10 +147,10 @@ def facts_of(metrics: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def headlines(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each protocol's accuracy: the numbers of all backbones, on one scale, and a sentence."""
+    """A row for each protocol's accuracy, or mean over labels: the numbers of all backbones, on one scale, and a sentence."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for result in results:
-        if result["metric"].startswith("accuracy"):
+        if result["metric"].startswith(HEADLINES):
             rows.setdefault((f"{result['protocol']}-{result['version']}", result["metric"]), {})[
                 result["backbone"]] = result
     marks = {row: [(name, by[name]["value"], by[name]["error"]) for name in BACKBONES if name in by]

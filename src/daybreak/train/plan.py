@@ -129,7 +129,7 @@ def needed_labels(method: type[Method], images: Images) -> Labels:
     if labels is None:
         raise Refused(f"{path}: no labels, and '{method.name}' learns from a label for each image; give a folder for each class or "
                       "--label COLUMN, or take a method that needs none, such as --method sit.")
-    if labels.kind != method.labels:
+    if labels.kind != method.labels and (labels.kind, method.labels) != ("class", "multi"):  # a class is a label too
         raise Refused(f"{path}: its labels are of the kind '{labels.kind}', and '{method.name}' learns from '{method.labels}'; "
                       "name another column with --label, or take a method that needs none, such as --method sit.")
     return labels
