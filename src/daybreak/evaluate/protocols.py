@@ -3,7 +3,7 @@
 N bank or training images, n queries, D width, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -27,7 +27,7 @@ from .tasks import Outside, Task, make_task
 if TYPE_CHECKING:
     from ..data.sources import Labels
 
-Backbone = Literal["trained", "random", "pixels"]
+Backbone = Literal["trained", "random", "pixels", "constant"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Result:
     num_test: int = 0
     num_classes: int = 0
     test_data: str = ""  # fingerprint of the test images, "+" and that of the OOD images where there are any
-    backbone_hash: str = ""  # of the weights, "" for pixels
+    backbone_hash: str = ""  # of the weights, "" for pixels and constants
     width: int = 0  # of the vectors
 
 
@@ -133,11 +133,11 @@ PROTOCOLS = {
 DEFAULT = ("knn-v1", "linear-v1")
 
 
-def check(protocols: Sequence[str]) -> None:
-    """Refuse a name that is none."""
+def check(protocols: Sequence[str], known: Collection[str] = PROTOCOLS) -> None:
+    """Refuse a name that is none of ``known``."""
     for name in protocols:
-        if name not in PROTOCOLS:
-            raise Refused(f"unknown protocol '{name}'; {nearest(name, list(PROTOCOLS))}")
+        if name not in known:
+            raise Refused(f"unknown protocol '{name}'; {nearest(name, list(known))}")
 
 
 def evaluate_features(bank: Tensor, bank_labels: "Labels | None", queries: Tensor,
