@@ -217,7 +217,7 @@ def _probe_pnm(data: np.ndarray) -> Header:
 
 
 def _probe_pillow(data: np.ndarray) -> Header:
-    with opened(data) as image:
+    with _opened(data) as image:
         grey = image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
         bands = (1 if grey else 3) + _has_alpha(image)
         depth = 16 if image.mode == "I" or image.mode.startswith("I;16") else 8
@@ -284,7 +284,7 @@ def _decode_pnm(data: np.ndarray) -> np.ndarray:
 
 def _decode_pillow(data: np.ndarray, channels: int, background: int) -> tuple[np.ndarray, int]:
     """Pixels (H, W) or (H, W, C) of the first frame, not yet turned, and the orientation."""
-    with opened(data) as image:
+    with _opened(data) as image:
         try:
             image.load()
             turned = _turned(image)
@@ -304,11 +304,10 @@ def _decode_pillow(data: np.ndarray, channels: int, background: int) -> tuple[np
         except Unreadable:
             raise
         except Exception as error:  # Pillow's readers of damaged files raise nearly anything
-            raise Unreadable(f"Pillow can't decode it: {said(error)}") from error
+            raise Unreadable(f"Pillow can't decode it: {_said(error)}") from error
 
 
-def opened(data: np.ndarray) -> Image.Image:
-    """Return Pillow's image of encoded bytes, not yet decoded; or raise Unreadable."""
+def _opened(data: np.ndarray) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))  # type: ignore[arg-type]
     except Image.DecompressionBombError as error:
@@ -316,11 +315,10 @@ def opened(data: np.ndarray) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         raise Unreadable(f"not an image: it begins with {data[:8].tobytes()!r}") from error
     except Exception as error:
-        raise Unreadable(f"Pillow can't open it: {said(error)}") from error
+        raise Unreadable(f"Pillow can't open it: {_said(error)}") from error
 
 
-def said(error: Exception) -> str:
-    """Return an error's own words in one line."""
+def _said(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import Refused
-from .decode import Unreadable, opened, said
+from .decode import Unreadable, _opened, _said
 from .images import Images
 from .sources import printable
 from .threads import default_threads
@@ -99,7 +99,7 @@ def decode_mask(data: np.ndarray) -> np.ndarray:
     """
     if not len(data):
         raise Unreadable("the file is empty")
-    with opened(data) as image:
+    with _opened(data) as image:
         if image.format == "JPEG":
             raise Unreadable("a JPEG, which does not keep numbers as they were; expected a PNG")
         if image.mode not in NUMBERS:
@@ -107,5 +107,5 @@ def decode_mask(data: np.ndarray) -> np.ndarray:
         try:
             image.load()
         except Exception as error:  # Pillow's readers of damaged files raise nearly anything
-            raise Unreadable(f"Pillow can't decode it: {said(error)}") from error
+            raise Unreadable(f"Pillow can't decode it: {_said(error)}") from error
         return np.asarray(image).astype(np.int32)

@@ -51,7 +51,7 @@ def evaluate_patches(encoders: Mapping[Backbone, Encoder], train: "Masks", test:
     skipped: list[Skipped] = []
     for backbone, vectors in tables(encoders, train.images, test.images, how):
         say(f"patches: {WORDS[backbone]}")
-        task, grid = PatchTask(vectors[0], train, vectors[1], test), " x ".join(map(str, vectors[0].shape[2:]))
+        task, grid = PatchTask(vectors[0], train, vectors[1], test), "{} x {}".format(*vectors[0].shape[2:])
         known: dict[str, Any] = dict(num_train=len(train), num_test=len(test), num_classes=num_classes,
                                      backbone_hash=fingerprint(encoders[backbone]) if backbone in encoders else "",
                                      width=vectors[0].shape[1])

@@ -80,25 +80,24 @@ def patch_prompt_v1(task: PatchTask, seed: int = 0) -> tuple[list[Number], list[
     Raises:
         Refused: no object as large as one patch on either side.
     """
-    train, train_masks, test, test_masks = task
-    size = tuple(train.shape[2:])
+    (train, train_masks, test, test_masks), grid = task, task.grid
     tuning = np.unique(np.linspace(0, len(train) - 1, min(TUNING, len(train))).astype(int))
     curves: dict[str, list[np.ndarray]] = {suffix: [] for suffix in VARIANTS}
     for i in tuning:
-        found = find_objects(train_masks.read(i), size)
+        found = find_objects(train_masks.read(i), grid)
         for suffix, less_mean in VARIANTS.items():
-            curves[suffix].append(centre_curves(cosines(train[i], less_mean), found, size))
+            curves[suffix].append(centre_curves(cosines(train[i], less_mean), found, grid))
     chosen = {suffix: best_threshold(np.concatenate(table), train_masks) for suffix, table in curves.items()}
     rows: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {suffix: [] for suffix in VARIANTS}
     pairs: dict[str, list[Pairs | None]] = {suffix: [] for suffix in VARIANTS}
     objects = []
     for i in range(len(test)):
-        found = find_objects(test_masks.read(i), size)
+        found = find_objects(test_masks.read(i), grid)
         draws = uniform(seed, "patch prompt", 0, np.array([i]), DRAWS * len(found.values)).reshape(-1, DRAWS)  # (O, DRAWS)
         for suffix, less_mean in VARIANTS.items():
             table = cosines(test[i], less_mean)
-            drawn = random_ious(table, found, size, draws, THRESHOLDS[chosen[suffix]])
-            rows[suffix].append((centre_curves(table, found, size), drawn))
+            drawn = random_ious(table, found, grid, draws, THRESHOLDS[chosen[suffix]])
+            rows[suffix].append((centre_curves(table, found, grid), drawn))
             pairs[suffix].append(measure_pairs(table, found))
         objects.append((i, found.values, found.sizes, bounds(found), found.num_small))
     which = np.concatenate([np.full(len(values), i) for i, values, *_ in objects])
@@ -159,8 +158,8 @@ def segment_ious(maps: Tensor, region: np.ndarray, known: np.ndarray, thresholds
     area, found = int(inside.sum()), []
     for threshold in thresholds:
         taken = large >= threshold
-        both = (taken & inside).sum(1)
-        found.append((both / (taken.sum(1) + area - both)).double().numpy())
+        both = (taken & inside).sum(1).double()
+        found.append((both / (taken.sum(1) + area - both)).numpy())
     return np.stack(found, 1)
 
 

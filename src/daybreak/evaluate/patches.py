@@ -22,6 +22,11 @@ class PatchTask(NamedTuple):
     test: Tensor
     test_masks: "Masks"
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.train.shape[2], self.train.shape[3]
+
 
 def coverage(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Share of each patch that each region covers, (K, h, w) float64 in [0, 1], of regions (K, H, W) bool or numbers.

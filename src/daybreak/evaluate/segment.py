@@ -38,7 +38,7 @@ def segment_v1(task: PatchTask, seed: int = 0) -> tuple[list[Number], list[str]]
     Raises:
         Refused: fewer than two training images, or no patch that is trained on.
     """
-    (train, train_masks, test, test_masks), grid = task, task.train.shape[2:]
+    (train, train_masks, test, test_masks), grid = task, task.grid
     if len(train) < 2:
         raise Refused(f"{len(train)} training image; 2 are needed, of which one chooses the learning rate.")
     classes = tuple(sorted({*train_masks.values, *test_masks.values}))
