@@ -48,7 +48,7 @@ def evaluate_patches(encoders: Mapping[Backbone, Encoder], train: "Masks", test:
     data, test_data = (f"{masks.images.fingerprint}+{masks.fingerprint}" for masks in (train, test))
     num_classes = len({*train.values, *test.values})
     results: list[Result] = []
-    skipped: list[Skipped] = []
+    said: dict[tuple[str, str], list[Backbone]] = {}  # protocol and note: whose it is
     for backbone, vectors in tables(encoders, train.images, test.images, how):
         say(f"patches: {WORDS[backbone]}")
         task, grid = PatchTask(vectors[0], train, vectors[1], test), "{} x {}".format(*vectors[0].shape[2:])
@@ -62,11 +62,14 @@ def evaluate_patches(encoders: Mapping[Backbone, Encoder], train: "Masks", test:
                 numbers, notes = DENSE[name](task, seed)
             except Refused as error:  # the other protocols and backbones may go on
                 numbers, notes = [], [str(error)]
-            skipped += [Skipped(f"{name} ({WORDS[backbone]})", note) for note in notes]
+            for note in notes:
+                said.setdefault((name, note), []).append(backbone)
             protocol, _, version = name.rpartition("-")
             tested = f"{test_data}+{grid}" if name == "patch-prompt-v1" else test_data
             results += [Result(protocol, version, number.metric, number.value, number.error, backbone, data, seed, test_data=tested,
                                **known) for number in numbers]
+    skipped = [Skipped(name if len(whose) == len(encoders) + 2 else f"{name} ({', '.join(WORDS[b] for b in whose)})", note)
+               for (name, note), whose in said.items()]
     return results, skipped
 
 

@@ -19,7 +19,7 @@ features with a large common part all cosines are near 1.
 O objects of an image, M of all, n images, N = h w patches, H W height and width in pixels, T thresholds, S numbers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -55,6 +55,7 @@ class Objects(NamedTuple):
     regions: np.ndarray  # (O, H, W) bool
     values: np.ndarray  # (O,) int64, positions in the values of the masks
     covers: np.ndarray  # (O, h, w) in [0, 1]: share of each patch
+    centres: np.ndarray  # (O,) int64: the patch with the point farthest from the edge
     sizes: np.ndarray  # (O,) in patches
     known: np.ndarray  # (H, W) bool: not void
     num_small: int  # regions smaller than a patch
@@ -128,7 +129,9 @@ def find_objects(mask: np.ndarray, grid: tuple[int, int]) -> Objects:
         values += [value] * len(large)
         num_small += num - 1 - len(large)
     held = np.stack(regions) if regions else np.zeros((0, *mask.shape), bool)
-    return Objects(held, np.array(values, np.int64), coverage(held, grid), held.sum((1, 2)) / one, mask >= 0, num_small)
+    covers = coverage(held, grid)
+    centres = np.array([centre(region, cover) for region, cover in zip(held, covers, strict=True)], np.int64)
+    return Objects(held, np.array(values, np.int64), covers, centres, held.sum((1, 2)) / one, mask >= 0, num_small)
 
 
 def cosines(vectors: Tensor, less_mean: bool) -> Tensor:
@@ -151,22 +154,27 @@ def centre(region: np.ndarray, cover: np.ndarray) -> int:
     return int(patch.ravel()[np.where(np.isin(patch, allowed), depth, -1).argmax()]) if len(allowed) > 1 else int(allowed[0])
 
 
-def segment_ious(maps: Tensor, region: np.ndarray, known: np.ndarray, thresholds: Iterable[float]) -> np.ndarray:
-    """IoU of a region (H, W) with the known pixels at which maps (K, h, w) are at least a threshold: (K, T)."""
+def segment_ious(maps: Tensor, region: np.ndarray, known: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """IoU of a region (H, W) with the known pixels at which maps (K, h, w) are at least a threshold: (K, T), rising ones."""
     inside = torch.from_numpy(region[known])
     large = enlarge(maps, region.shape)[:, torch.from_numpy(known)]  # (K, known pixels)
-    area, found = int(inside.sum()), []
-    for threshold in thresholds:
-        taken = large >= threshold
-        both = (taken & inside).sum(1).double()
-        found.append((both / (taken.sum(1) + area - both)).numpy())
-    return np.stack(found, 1)
+    level = torch.bucketize(large, torch.tensor(thresholds, dtype=large.dtype), right=True)  # how many thresholds are reached
+
+    def reached(levels: Tensor) -> Tensor:
+        """Pixels that reach each threshold, (T,)."""
+        return torch.bincount(levels, minlength=len(thresholds) + 1).double().flip(0).cumsum(0).flip(0)[1:]
+
+    area, found = inside.sum(), []
+    for one in level:
+        taken, both = reached(one), reached(one[inside])
+        found.append(both / (taken + area - both))
+    return torch.stack(found).numpy()
 
 
 def centre_curves(table: Tensor, objects: Objects, grid: tuple[int, int]) -> np.ndarray:
     """IoU of each object prompted at its centre, for each threshold, (O, T), from cosines (N, N)."""
-    found = [segment_ious(table[centre(region, cover)].view(1, *grid), region, objects.known, THRESHOLDS)
-             for region, cover in zip(objects.regions, objects.covers, strict=True)]
+    found = [segment_ious(table[prompt].view(1, *grid), region, objects.known, THRESHOLDS)
+             for region, prompt in zip(objects.regions, objects.centres, strict=True)]
     return np.concatenate(found) if found else np.zeros((0, len(THRESHOLDS)))
 
 
