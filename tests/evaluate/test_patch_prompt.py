@@ -161,10 +161,10 @@ def test_segments_and_curves_equal_loops_over_pixels():
 
 
 def test_an_iou_by_hand():
-    """A row of two patches of 2 pixels, enlarged to 1, 0.75, 0.25, 0: at 0.2 three pixels are taken, one of them rightly."""
+    """A row of two patches of 2 pixels, enlarged to 1, 0.75, 0.25, 0: at 0.25 three pixels are taken, one of them rightly."""
     maps, known = torch.tensor([[[1.0, 0.0]]], dtype=torch.float64), np.array([[True, True, True, True]])
     region = np.array([[False, False, True, True]])
-    assert segment_ious(maps, region, known, [0.2, 0.5, 1.5]).tolist() == [[0.25, 0.0, 0.0]]
+    assert segment_ious(maps, region, known, [0.25, 0.5, 1.5]).tolist() == [[0.25, 0.0, 0.0]]
     assert segment_ious(maps, region, np.array([[True, False, True, True]]), [0.2]).tolist() == [[1 / 3]]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from daybreak.errors import Refused
-from daybreak.evaluate import linear
+from daybreak.evaluate import linear, segment
 from daybreak.evaluate.linear import RATES
 from daybreak.evaluate.patches import PatchTask
 from daybreak.evaluate.segment import best_head, count, iou, numbers, patch_shares, segment_v1
@@ -114,6 +114,18 @@ def test_void_pixels_count_neither_in_training_nor_in_the_test():
         features[:, :, :2, 5] = 7.0
     made, _ = segment_v1(PatchTask(wrong[0], Fake(train), wrong[1], Fake(test)), 0)
     assert {n.metric: n.value for n in made}["pixel accuracy"] > 0.97  # logits leak from void patches by half a patch
+
+
+def test_the_images_that_choose_the_rate_are_not_trained_on(monkeypatch):
+    """Each image's patches carry its number; one image in ten is held out, always the same."""
+    seen = []
+    monkeypatch.setattr(segment, "standardise_by", lambda reference, *tables: tables)
+    monkeypatch.setattr(segment, "train_heads", lambda x, y, c, seed: seen.append(x) or linear.train_heads(x, y, c, seed))
+    monkeypatch.setattr(segment, "best_head", lambda w, b, x, y: seen.append(x) or best_head(w, b, x, y))
+    found_of(stripes(10), stripes(2, seed=1), lambda m: torch.arange(len(m)).float()[:, None, None, None].expand(-1, 1, 4, 6))
+    fit, choose = (sorted(set(x.flatten().tolist())) for x in seen)
+    assert choose == np.flatnonzero(linear.held_out(10)).tolist() and sorted(fit + choose) == list(range(10))
+    assert [len(x) for x in seen] == [9 * 24, 24]
 
 
 def test_a_patch_counts_for_the_classes_it_is_of():
