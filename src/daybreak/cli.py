@@ -101,15 +101,18 @@ def evaluate(run: RunFolder,
              test: Annotated[str, typer.Option(help="labelled images of the queries")],
              protocol: Annotated[list[str] | None, typer.Option(
                  help="repeatable: knn-v1, linear-v1 (default), logistic-v1, fewshot-v1, nearest-mean-v1, retrieval-v1, "
-                      "multilabel-v1 (default of several labels an image), ood-v1, rank-v1")] = None,
+                      "multilabel-v1 (default of several labels an image), ood-v1, rank-v1; of images with masks: segment-v1, "
+                      "patch-prompt-v1")] = None,
              label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
              group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
              ood: Annotated[str | None, typer.Option(help="images of other kinds, for ood-v1")] = None,
+             void: Annotated[list[int] | None, typer.Option(help="no class in masks; repeatable; default 255")] = None,
              seed: Annotated[int, typer.Option(help="default 0")] = 0) -> None:
-    """Measure a backbone on labelled images."""
+    """Measure a backbone on labelled images, or images with masks."""
     from . import verbs
 
-    verbs.evaluate(run, train=train, test=test, protocols=protocol, label=label, group=group, ood=ood, seed=seed)
+    verbs.evaluate(run, train=train, test=test, protocols=protocol, label=label, group=group, ood=ood, void=void,
+                   seed=seed)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from .report.side_by_side import write_side_by_side
 from .review import read_results
 
 KEPT = "evaluations.json"
+NO_SHARES = ("threshold", "intra", "inter", "d'")  # metrics of patch-prompt that are no shares of 1
 DRAWN = ("fewshot", "nearest-mean")  # protocols whose task itself, not only its noise, the seed decides
 MUST_AGREE = {"data": "training images", "test_data": "test images", "num_train": "number of training images",
               "num_test": "number of test images", "num_classes": "number of classes"}
@@ -32,20 +33,23 @@ def told(result: Result) -> str:
     """A number as one reads it, with its standard error where there is one."""
     if result.protocol == "rank":
         return f"{result.value:.3g}"
+    if result.metric.startswith(NO_SHARES):
+        return f"{result.value:.3f}" + (f" ± {result.error:.3f}" if result.error is not None else "")
     return f"{result.value:.1%}" + (f" ± {result.error:.1%}" if result.error is not None else "")
 
 
 def keep_results(folder: Path, results: list[Result]) -> Path:
     """Add numbers to ``evaluations.json`` of a run and return its path.
 
-    They replace those of the same name, data and seed, and all of weights that stand there no longer.
+    They replace those of the same name, data and seed, and all of trained weights that stand there no longer.
     """
     def whose(r: Result) -> tuple:
         return r.protocol, r.version, r.metric, r.backbone, r.data, r.test_data, r.seed
 
     path, new = folder / KEPT, {whose(r) for r in results}
-    weights = {r.backbone_hash for r in results}
-    kept = [r for r in read_kept(path) if whose(r) not in new and r.backbone_hash in weights]
+    weights = {r.backbone_hash for r in results if r.backbone == "trained"}
+    kept = [r for r in read_kept(path)
+            if whose(r) not in new and (r.backbone != "trained" or not weights or r.backbone_hash in weights)]
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps([asdict(r) for r in kept + results], indent=1) + "\n")
     os.replace(beside, path)

@@ -6,29 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from .compare import Row, compare_runs, keep_results, told
-from .data.images import open_images
+from .data.images import Images, open_images
+from .data.masks import VOID, open_masks
 from .data.sources import printable
 from .errors import Refused
+from .evaluate.dense import DENSE, WORDS, check_vits, evaluate_patches
 from .evaluate.features import features, fingerprint, kept_features
-from .evaluate.protocols import Result, check, default, evaluate_features, evaluate_scores
+from .evaluate.protocols import PROTOCOLS, Result, Skipped, check, default, evaluate_features, evaluate_scores
 from .evaluate.tasks import Outside
 from .explain.maps import explain_images
 from .explain.neighbours import neighbours, spaced
-from .export.backbone import load
+from .export.backbone import Backbone, load
 from .export.formats import export as export_backbone
+from .methods.base import find
+from .nn.encoder import Encoder
 from .nn.label_tokens import Scores
 from .report.explanation import write_explanation
-from .runs import device_name
+from .runs import device_name, make_encoder, read_run
 
 NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
 
 
 def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
-             label: str | None = None, group: str | None = None, ood: str | Path | None = None, seed: int = 0,
-             console: Console | None = None) -> list[Result]:
+             label: str | None = None, group: str | None = None, ood: str | Path | None = None, void: Sequence[int] | None = None,
+             seed: int = 0, console: Console | None = None) -> list[Result]:
     """Measure the backbone of a run on labelled images, print the table, add the numbers to the run's ``evaluations.json``.
 
     Vectors are kept in the run's ``features/`` and used again.
@@ -40,20 +45,45 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
             label tokens of a run that has them are measured too).
         group: column of what belongs together, in both sets.
         ood: images of other kinds, which ood-v1 tells from those of ``test``.
+        void: values of pixels in masks that are of no class, for segment-v1 and patch-prompt-v1; None takes 255. These two
+            also measure random weights, raw pixels and a constant; of data with splits they train on ``train`` and test on
+            ``val``, or else ``test``.
         seed: of draws, orders and resamples.
 
     Raises:
-        Refused: unknown protocol, images without labels, no class in common.
+        Refused: unknown protocol, images without labels or masks, no class in common, a CNN where patches are judged.
     """
     console = console or Console()
-    check(protocols or ())
-    if ood is not None and "ood-v1" not in (protocols or ()):
+    check(protocols or (), [*PROTOCOLS, *DENSE])
+    dense, pooled = ([name for name in protocols or () if (name in DENSE) is side] for side in (True, False))
+    if ood is not None and "ood-v1" not in pooled:
         raise Refused(f"--ood {ood} is read by ood-v1 alone; add --protocol ood-v1.")
+    if void is not None and not dense:
+        raise Refused(f"--void is read by {' and '.join(DENSE)} alone; add --protocol {next(iter(DENSE))}.")
     backbone, device, folder = load(run), device_name(), Path(run)
     backbone.encoder.to(device)
+    if dense:
+        check_vits({"trained": backbone.encoder}, dense)
     sets = [open_images(path, label=label, channels=backbone.channels, group=group) for path in (train, test)]
-    if ood is not None:
-        sets.append(open_images(ood, channels=backbone.channels))
+    results, skipped = ([], []) if not dense else measure_patches(
+        folder, backbone, sets, dense, VOID if void is None else void, seed, device, console)
+    if pooled or not dense:
+        more = measure_pooled(folder, backbone, sets, pooled, ood, seed, device, console)
+        results, skipped = results + more[0], skipped + more[1]
+    for left in skipped:
+        console.print(f"note: {left}", soft_wrap=True, highlight=False)
+    if not results:
+        raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
+    for line in lines(results):
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
+    console.print(f"numbers: {keep_results(folder, results)}", soft_wrap=True)
+    return results
+
+
+def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protocols: Sequence[str], ood: str | Path | None,
+                   seed: int, device: str, console: Console) -> tuple[list[Result], list[Skipped]]:
+    """Numbers of one vector an image, for images of the bank and queries."""
+    sets = sets if ood is None else [*sets, open_images(ood, channels=backbone.channels)]
     vectors = []
     for images in sets:
         found, sentence = kept_features(folder / "features", backbone.encoder, images, size=backbone.size, device=device,
@@ -74,14 +104,48 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
                                          data=backbone.info.get("data", ""), test_data=queries.fingerprint,
                                          backbone_hash=fingerprint(backbone.encoder))
         results, skipped = results + more, skipped + left_out
-    for left in skipped:
-        console.print(f"note: {left}", soft_wrap=True, highlight=False)
-    if not results:
-        raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
-    for r in results:
-        console.print(f"  {r.protocol}-{r.version} {r.metric}: {told(r)}", soft_wrap=True, highlight=False)
-    console.print(f"numbers: {keep_results(folder, results)}", soft_wrap=True)
-    return results
+    return results, skipped
+
+
+def measure_patches(folder: Path, backbone: Backbone, sets: list[Images], protocols: Sequence[str], void: Sequence[int],
+                    seed: int, device: str, console: Console) -> tuple[list[Result], list[Skipped]]:
+    """Numbers of the patches of images with masks: of the backbone, its random start, raw pixels and a constant."""
+    train, test = (open_masks(of_split(images, names, console), void)
+                   for images, names in zip(sets, (("train",), ("val", "test")), strict=True))
+    encoders: dict[Any, Encoder] = {"trained": backbone.encoder}
+    left = []
+    try:
+        config = read_run(folder)
+        with torch.random.fork_rng(devices=[]):
+            encoders["random"] = make_encoder(config, find(config.method_name), backbone.channels).to(device)
+    except Refused as error:  # a backbone without its run, or a method that is not here
+        left = [Skipped(name, f"random weights are left out: {error}") for name in protocols]
+    results, skipped = evaluate_patches(
+        encoders, train, test, protocols=protocols, seed=seed, size=backbone.size, mean=backbone.mean, std=backbone.std,
+        device=device, say=lambda text: console.print(text, soft_wrap=True))
+    return results, left + skipped
+
+
+def of_split(images: Images, names: Sequence[str], console: Console) -> Images:
+    """The images of the first of these splits that the source has, which is said; all of them if it has none."""
+    splits = np.array(images.splits or [])
+    name = next((name for name in names if name in splits), None)
+    if name is None:
+        return images
+    console.print(f"{images.source.path}: the {int((splits == name).sum()):,} images of its split {name}", soft_wrap=True)
+    return images.subset(np.flatnonzero(splits == name))
+
+
+def lines(results: list[Result]) -> list[str]:
+    """Numbers as one reads them: one of the trained backbone a line, what it is measured beside after it."""
+    found = []
+    for name in dict.fromkeys((r.protocol, r.version, r.metric) for r in results):
+        trained, *others = sorted((r for r in results if (r.protocol, r.version, r.metric) == name),
+                                  key=lambda r: list(WORDS).index(r.backbone))
+        beside = "; ".join(f"{WORDS[r.backbone]} {told(r)}" for r in others)
+        who = "" if trained.backbone == "trained" else f"{WORDS[trained.backbone]} "
+        found.append(f"{name[0]}-{name[1]} {name[2]}: {who}{told(trained)}" + (f" ({beside})" if beside else ""))
+    return found
 
 
 def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, console: Console | None = None) -> list[Row]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from daybreak.explain.tokens import levels, patch_cosines, pca_colours
+from daybreak.evaluate.patches import patch_cosines
+from daybreak.explain.tokens import levels, pca_colours
 
 
 def noise(*shape) -> torch.Tensor:

@@ -10,7 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -294,16 +294,17 @@ def _cut(image: np.ndarray, box: list[int], height: int, width: int) -> np.ndarr
 
 
 def evaluation_batches(
-    images: Images, height: int, width: int, batch_size: int, threads: int | None = None
+    images: Images, height: int, width: int, batch_size: int, threads: int | None = None, *,
+    fit: Literal["centre", "whole"] = "centre",
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (start, (b, C, height, width) uint8 or uint16) in the order of the set, each with its own memory.
 
-    Each image is its largest centred box of this aspect, resized; there is no flip, and JPEG is decoded in
-    full, so that the pixels are those that a single image is turned into elsewhere.  One that fails to
-    decode, which a survey of all images rules out, becomes the background, with a warning.
+    Each image is its largest centred box of this aspect (or the whole of it), resized; there is no flip, and
+    JPEG is decoded in full, so that the pixels are those that a single image is turned into elsewhere.  One
+    that fails to decode, which a survey of all images rules out, becomes the background, with a warning.
     """
     quiet_opencv()
-    view = View(size=(height, width), resize="centre", flip=0.0)
+    view = View(size=(height, width), resize=fit, flip=0.0)
     threads = threads or default_threads()
     size = max(1, -(-batch_size // (4 * threads)))  # images a task
     blank = images.background if images.depth == 8 else images.background * 257

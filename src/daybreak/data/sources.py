@@ -58,6 +58,7 @@ class Source:
     groups: list[str] | None = None  # whose image it is: nobody stands on both sides of a split
     splits: list[str] | None = None  # "train", "val" or "test" for each image
     frames: list[int | None] | None = None  # which frame of its DICOM file each image is; None: the only one
+    masks: Callable[[int], np.ndarray] | None = None  # encoded bytes of an image's mask, as ``reader`` gives the image's
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -79,7 +80,8 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
     with a column of paths, a Parquet or Arrow table with a column of encoded images or a folder of such
     tables, or a folder that ``datasets`` saved.  Folders are classes when every image lies in one and there
     are two or more; folders ``train``, ``val`` and ``test`` around them are splits; a folder ``masks``
-    beside one called ``images`` is left out.  Files of several frames (DICOM) are that many images.
+    beside one called ``images``, or a column ``mask`` beside ``image``, holds masks and no images.  Files of
+    several frames (DICOM) are that many images, without masks.
 
     Args:
         label: the column to use as label; without it "label" or "class", else the only one there is.
@@ -191,8 +193,37 @@ def from_names(path: Path, kind: str, names: Sequence[str], read: Callable[[str]
     names = sorted(names)
     keys, order, labels, splits = layout(names)
     inside = [names[i] for i in order]
-    source = Source(path, kind, keys, lambda i: read(inside[i]), labels, splits=splits)
+    masks = masks_beside(names, inside, read)
+    source = Source(path, kind, keys, lambda i: read(inside[i]), labels, splits=splits, masks=masks)
     return by_frames(source, [i for i, name in enumerate(inside) if suffix(name) not in PICTURES])
+
+
+def masks_beside(
+    names: Sequence[str], images: Sequence[str], read: Callable[[str], np.ndarray]
+) -> Callable[[int], np.ndarray] | None:
+    """Return a reader of the masks of ``images``, or None if there are none among ``names``.
+
+    ``images/a/1.jpg`` has ``masks/a/1.png`` for its mask, of any suffix.
+    """
+    kept = set(images)
+    held = {os.path.splitext(name)[0]: name for name in names if name not in kept}
+    found = [next((held[stem] for stem in _mask_stems(name) if stem in held), None) for name in images] if held else []
+    if not any(found):
+        return None
+
+    def reader(i: int) -> np.ndarray:
+        name = found[i]
+        if name is None:
+            raise Unreadable("there is no file of the image's name in the folder masks")
+        return read(name)
+
+    return reader
+
+
+def _mask_stems(name: str) -> list[str]:
+    """What the mask of an image may be called, without suffix: with ``masks`` for one of the folders ``images`` in its path."""
+    parts = PurePosixPath(os.path.splitext(name)[0]).parts
+    return ["/".join([*parts[:i], "masks", *parts[i + 1 :]]) for i, part in enumerate(parts[:-1]) if part == "images"]
 
 
 def by_frames(source: Source, files: Sequence[int]) -> Source:
@@ -223,6 +254,7 @@ def by_frames(source: Source, files: Sequence[int]) -> Source:
         groups=[whose[i] for i in which],
         splits=[source.splits[i] for i in which] if source.splits else None,
         frames=[at if counts[i] > 1 else None for i, at in pairs],
+        masks=None,
     )
 
 

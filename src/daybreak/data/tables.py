@@ -19,6 +19,7 @@ from ..errors import Refused, nearest
 from .decode import Unreadable
 from .sources import DICOM, SPLITS, SUFFIXES, Labels, Source, by_frames, read_file, suffix
 
+MASK_NAMES = ("mask", "masks", "annotation", "segmentation")
 PATH_NAMES = ("path", "file", "filename", "file_name", "filepath", "image_path", "image", "img", "key")
 
 FEW = 20  # rows; in fewer, a column may hold no value twice and yet be a label
@@ -112,6 +113,8 @@ def _from_table(
     path: Path, kind: str, table: pa.Table, base: Path, group: str | None, splits: list[str] | None
 ) -> Source:
     features = _features(table)
+    mask, masks = _mask_column(table, base)
+    table = table if mask is None else table.drop_columns([mask])
     image = _image_column(table, features)
     if image is not None:
         reader, paths = encoded(table[image], base)
@@ -131,7 +134,7 @@ def _from_table(
     rest = table.drop_columns([name for name in table.column_names if name in used])
     labels, groups, splits = describe(path, rest, keys, group, splits, features)
     in_use = json.loads((table.schema.metadata or {}).get(b"daybreak", b"{}")).get("label")
-    source = Source(path, kind, keys, reader, labels, in_use, groups, splits)
+    source = Source(path, kind, keys, reader, labels, in_use, groups, splits, masks=masks)
     return by_frames(source, [i for i, key in enumerate(keys) if kind == "list" and suffix(key) in DICOM])
 
 
@@ -197,6 +200,24 @@ def _image_column(table: pa.Table, features: dict[str, Any]) -> str | None:
     held = [field.name for field in table.schema if _is_binary(field.type) or _has_bytes(field.type)]
     usual = [name for name in ("image", "img") if name in held]
     return next((name for name in [*declared, *usual, *held] if name in held), None)
+
+
+def _mask_column(table: pa.Table, base: Path) -> tuple[str | None, Callable[[int], np.ndarray] | None]:
+    """The column of masks, as encoded images or paths in ``base``, and a reader of it; None twice if there is none."""
+    for name in (name for name in MASK_NAMES if name in table.column_names):
+        kind = table.schema.field(name).type
+        if _is_binary(kind) or _has_bytes(kind):
+            return name, encoded(table[name], base)[0]
+        paths = table[name].to_pylist() if pa.types.is_string(kind) or pa.types.is_large_string(kind) else []
+        if suffix(next(filter(None, paths), "")) in SUFFIXES:
+
+            def reader(i: int, paths: list[str | None] = paths) -> np.ndarray:
+                if not paths[i]:
+                    raise Unreadable("the table has no path in this row")
+                return read_file(base / str(paths[i]))
+
+            return name, reader
+    return None, None
 
 
 def _path_column(path: Path, table: pa.Table, base: Path) -> str:

@@ -23,7 +23,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], batch_size: int = 256,
              device: str | torch.device = "cpu", precision: str = "32-true",
              mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-             threads: int | None = None) -> Tensor:
+             threads: int | None = None, patches: bool = False) -> Tensor:
     """Return the pooled vector of every image, (N, D) float32 on the CPU, in the order of ``images``.
 
     Each image is seen once, through the evaluation view (the largest centred box of the size's aspect,
@@ -35,6 +35,7 @@ def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], bat
         precision: "32-true", "bf16-mixed" or "16-mixed"; the vectors are float32 in any case.
         mean, std: C numbers for pixels in [0, 1]; None takes those of ``images``, which is right only for a
             backbone that was trained on them.
+        patches: return every patch's vector instead, (N, D, h, w), of the whole image resized: a cut would miss objects.
     """
     from ..data.loader import evaluation_batches
 
@@ -47,9 +48,10 @@ def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], bat
     try:
         kind, narrow = torch.device(device).type, AUTOCAST.get(precision)
         with torch.inference_mode(), torch.autocast(kind, narrow, enabled=narrow is not None):
-            for _, batch in evaluation_batches(images, *size, batch_size, threads):  # (B, C, H, W)
-                normalised = (unit(batch.to(device)) - shift) / scale
-                found.append(encoder.pooled(normalised).float().cpu())  # type: ignore[operator]
+            for _, batch in evaluation_batches(images, *size, batch_size, threads, fit="whole" if patches else "centre"):
+                normalised = (unit(batch.to(device)) - shift) / scale  # (B, C, H, W)
+                made = encoder.map(normalised) if patches else encoder.pooled(normalised)  # type: ignore[operator]
+                found.append(made.float().cpu())
     finally:
         for module, mode in modes.items():  # one by one: part of a model may be frozen in eval mode
             module.training = mode

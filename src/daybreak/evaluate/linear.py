@@ -53,12 +53,15 @@ def linear_v1(train: Tensor, train_labels: Tensor, queries: Tensor, query_labels
 
 
 def train_heads(train: Tensor, labels: Tensor, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Weights (D, R * C) and biases (R * C,) of all heads after training; what diverged is set to 0."""
+    """Weights (D, R * C) and biases (R * C,) of all heads after training; what diverged is set to 0.
+
+    ``labels`` (N,) int64 are classes, (N, C) float32 shares of them whose rows sum to 1.
+    """
     width = len(RATES) * num_classes
     weight, bias = train.new_zeros(train.shape[1], width), train.new_zeros(width)
     weight_speed, bias_speed = torch.zeros_like(weight), torch.zeros_like(bias)
     rates = train.new_tensor(RATES).repeat_interleave(num_classes)  # (R * C,)
-    target = torch.nn.functional.one_hot(labels, num_classes).to(train.dtype)  # (N, C)
+    target = (torch.nn.functional.one_hot(labels, num_classes) if labels.ndim == 1 else labels).to(train.dtype)  # (N, C)
     batch = min(BATCH, len(train))
     steps = max(STEPS, EPOCHS * len(train) // batch)
     order = np.empty(0, dtype=np.int64)

@@ -3,7 +3,7 @@
 N bank or training images, n queries, D width, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -28,7 +28,7 @@ from .tasks import Outside, Task, few, make_task, why_not
 if TYPE_CHECKING:
     from ..data.sources import Labels
 
-Backbone = Literal["trained", "random", "pixels"]
+Backbone = Literal["trained", "random", "pixels", "constant"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Result:
     num_test: int = 0
     num_classes: int = 0
     test_data: str = ""  # fingerprint of the test images, "+" and that of the OOD images where there are any
-    backbone_hash: str = ""  # of the weights, "" for pixels
+    backbone_hash: str = ""  # of the weights, "" for pixels and constants
     width: int = 0  # of the vectors
 
 
@@ -139,11 +139,11 @@ def default(labels: "Labels | None") -> tuple[str, ...]:
     return ("multilabel-v1",) if labels is not None and labels.kind == "multi" else DEFAULT
 
 
-def check(protocols: Sequence[str]) -> None:
-    """Refuse a name that is none."""
+def check(protocols: Sequence[str], known: Collection[str] = PROTOCOLS) -> None:
+    """Refuse a name that is none of ``known``."""
     for name in protocols:
-        if name not in PROTOCOLS:
-            raise Refused(f"unknown protocol '{name}'; {nearest(name, list(PROTOCOLS))}")
+        if name not in known:
+            raise Refused(f"unknown protocol '{name}'; {nearest(name, list(known))}")
 
 
 def evaluate_features(bank: Tensor, bank_labels: "Labels | None", queries: Tensor,

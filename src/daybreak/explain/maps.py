@@ -12,13 +12,14 @@ import torch
 
 from ..data.loader import evaluation_batches
 from ..evaluate.features import unit
+from ..evaluate.patches import patch_cosines
 from ..nn.encoder import Encoder
 from ..nn.label_tokens import LabelTokens
 from .attention import attention
 from .cam import eigen_cam
 from .faithfulness import Faithfulness, baselines, faithfulness
 from .thumbnails import Thumbnail, class_names, shrink
-from .tokens import levels, patch_cosines, pca_colours
+from .tokens import levels, pca_colours
 
 if TYPE_CHECKING:
     from ..data.images import Images

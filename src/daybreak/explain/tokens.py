@@ -1,4 +1,4 @@
-"""What single patches are like: their principal components as colours, and the cosine of each with each.
+"""What single patches are like: their principal components as colours, and cosines as levels.
 
 n images, D width, N patches, h w rows and columns of patches.
 """
@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 OUTER = 0.01  # share of the patches, at either end, whose colour is cut
 
@@ -40,12 +39,6 @@ def pca_colours(features: Tensor) -> Colours:
     images = np.rint(255 * scaled).astype(np.uint8).reshape(*table.shape[:3], 3)
     variance = variance.clamp(min=0)
     return Colours(images, float(variance[-3:].sum() / variance.sum().clamp(min=1e-300)))
-
-
-def patch_cosines(features: Tensor) -> Tensor:
-    """Cosine of every patch with every other, (N, N) in [-1, 1], in row-major order, of one map (D, h, w)."""
-    unit = normalize(features.flatten(1).T.double(), dim=1)
-    return (unit @ unit.T).clamp(-1, 1)
 
 
 def levels(cosines: Tensor) -> np.ndarray:
