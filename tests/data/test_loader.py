@@ -143,8 +143,9 @@ def test_pixels_are_those_of_the_box(images):
     index = batch.index.numpy()
     boxes, flips = draw_boxes([view], images.sizes[index], index, 0, 0)
     assert torch.equal(batch.boxes, torch.from_numpy(fractions(boxes, images.sizes[index])))
-    rows = np.flatnonzero(boxes[0, :, 2:].min(1) >= 24)  # the others grow
-    assert len(rows) >= 20
+    sides = boxes[0, :, 2:]
+    rows = np.flatnonzero((sides.min(1) >= 24) & (sides.max(1) > 30))  # the others grow, or shrink slightly
+    assert len(rows) >= 10
     for row in rows:
         top, left, height, width = boxes[0, row]
         wanted = shrunk(images.decode(int(index[row]))[top : top + height, left : left + width], 24, 24)
