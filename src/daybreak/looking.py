@@ -1,4 +1,4 @@
-"""The verbs that look at the backbone of a run: evaluate, compare, embed, explain, export."""
+"""The verbs that look at the backbone of a run: evaluate, compare, rank, embed, explain, export."""
 
 import os
 from collections.abc import Sequence
@@ -11,14 +11,16 @@ from rich.console import Console
 from .compare import Row, compare_runs, keep_results, told
 from .data.images import open_images
 from .data.sources import printable
-from .errors import Refused
-from .evaluate.features import features, fingerprint, kept_features
+from .errors import Refused, nearest
+from .evaluate.features import features, fingerprint, kept_features, view_features
 from .evaluate.protocols import DEFAULT, Result, check, evaluate_features
 from .evaluate.tasks import Outside
+from .evaluate.transfer import SCORES
 from .explain.maps import explain_images
 from .explain.neighbours import neighbours, spaced
 from .export.backbone import load
 from .export.formats import export as export_backbone
+from .ranking import Ranked, rank_backbones
 from .report.explanation import write_explanation
 from .runs import device_name
 
@@ -60,10 +62,14 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
         vectors.append(found)
     (bank, queries), kind = sets[:2], sets[0].labels.kind if sets[0].labels else "none"
     chosen = tuple(protocols or (("multilabel-v1",) if kind == "multi" else DEFAULT))
+    views = None
+    if "rank-v1" in chosen and len(bank) > 1:
+        views = view_features(backbone.encoder, bank, size=backbone.size, mean=backbone.mean, std=backbone.std, seed=seed,
+                              device=device)
     results, skipped = evaluate_features(
         vectors[0], bank.labels, vectors[1], queries.labels, protocols=chosen, data=bank.fingerprint, seed=seed,
         bank_groups=bank.groups, query_groups=queries.groups, test_data=queries.fingerprint,
-        backbone_hash=fingerprint(backbone.encoder),
+        backbone_hash=fingerprint(backbone.encoder), views=views,
         outside=None if ood is None else Outside(vectors[2], sets[2].groups, sets[2].fingerprint))
     for left in skipped:
         console.print(f"note: {left}", soft_wrap=True, highlight=False)
@@ -85,6 +91,38 @@ def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, consol
         Refused: fewer than two runs, a folder without numbers, or no number that was measured alike in all of them.
     """
     return compare_runs([Path(run) for run in runs], console or Console(), None if out is None else Path(out))
+
+
+def rank(data: str | Path, backbones: Sequence[str | Path], *, label: str | None = None, reference: str | Path | None = None,
+         by: str = "LogME", console: Console | None = None) -> list[Ranked]:
+    """Order backbones by how well they would serve labelled images, without training; print the table.
+
+    The scores are those of ``evaluate.transfer``: TMI, PED, LogME, H-score, and LEEP of a backbone with a class head.
+    Vectors are kept, and shared with ``evaluate``: in a run's ``features/``, those of timm in ``runs/features/``.
+
+    Args:
+        data: labelled images, one class each; if they have a split "train", its images alone.
+        backbones: folders of runs or backbones, or ``timm:NAME`` for pretrained weights of timm.
+        label: label column; the first by default.
+        reference: images by which PED scales the dimensions, such as those of pretraining; ``data`` by default.
+        by: the score that orders, of TMI, PED, LogME, H-score, LEEP.
+
+    Returns:
+        The backbones, best first.
+
+    Raises:
+        Refused: an unknown score or backbone, one class, fewer images than classes, vectors that are not finite, or a
+            backbone without the score that orders.
+
+    Example:
+        >>> import daybreak
+        >>> best = daybreak.rank("leaves/", ["runs/sit-1", "runs/mae-1"])[0].backbone  # doctest: +SKIP
+    """
+    known = {name.lower(): name for name in SCORES}
+    if by.lower() not in known:
+        raise Refused(f"--by {by}: no such score; {nearest(by, list(SCORES))}")
+    return rank_backbones(data, [str(name) for name in backbones], label=label, reference=reference, by=known[by.lower()],
+                          console=console or Console())
 
 
 def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,
