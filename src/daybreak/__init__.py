@@ -11,10 +11,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .verbs import Plan, Run, compare, demo, embed, evaluate, explain, export, load, pack, plan, pretrain
+    from .verbs import Plan, Run, compare, demo, embed, evaluate, explain, export, load, pack, plan, pretrain, rank
 
 __version__ = importlib.metadata.version("daybreak")
-__all__ = ["Plan", "Run", "compare", "demo", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain"]
+__all__ = ["Plan", "Run", "compare", "demo", "embed", "evaluate", "explain", "export", "load", "pack", "plan", "pretrain",
+           "rank"]
 
 
 def __getattr__(name: str) -> Any:

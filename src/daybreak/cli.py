@@ -125,6 +125,18 @@ def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", he
 
 
 @app.command()
+def rank(data: Data,
+         backbones: Annotated[list[str], typer.Argument(metavar="RUN|timm:NAME ...", help="folders of runs, or models of timm")],
+         label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
+         reference: Annotated[str | None, typer.Option(help="images that PED scales by, as of pretraining; default DATA")] = None,
+         by: Annotated[str, typer.Option(help="the score that orders: TMI, PED, LogME, H-score or LEEP")] = "LogME") -> None:
+    """Order backbones by how well they would serve labelled images, without training."""
+    from . import verbs
+
+    verbs.rank(data, backbones, label=label, reference=reference, by=by)
+
+
+@app.command()
 def embed(run: RunFolder, data: Data, out: Annotated[Path, typer.Option(help="Parquet file")]) -> None:
     """Write the vector of every image, with key, label and group."""
     from . import verbs

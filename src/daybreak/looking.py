@@ -1,4 +1,4 @@
-"""The verbs that look at the backbone of a run: evaluate, compare, embed, explain, export."""
+"""The verbs that look at the backbone of a run: evaluate, compare, rank, embed, explain, export."""
 
 import os
 from collections.abc import Sequence
@@ -13,11 +13,12 @@ from .compare import Row, compare_runs, keep_results, told
 from .data.images import Images, open_images
 from .data.masks import VOID, open_masks
 from .data.sources import printable
-from .errors import Refused
+from .errors import Refused, nearest
 from .evaluate.dense import DENSE, WORDS, check_vits, evaluate_patches
-from .evaluate.features import features, fingerprint, kept_features
+from .evaluate.features import features, fingerprint, kept_features, view_features
 from .evaluate.protocols import PROTOCOLS, Result, Skipped, check, default, evaluate_features, evaluate_scores
 from .evaluate.tasks import Outside
+from .evaluate.transfer import SCORES
 from .explain.maps import explain_images
 from .explain.neighbours import neighbours, spaced
 from .export.backbone import Backbone, load
@@ -25,6 +26,7 @@ from .export.formats import export as export_backbone
 from .methods.base import find
 from .nn.encoder import Encoder
 from .nn.label_tokens import Scores
+from .ranking import Ranked, rank_backbones
 from .report.explanation import write_explanation
 from .runs import device_name, make_encoder, read_run
 
@@ -91,11 +93,14 @@ def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protoco
         console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
         vectors.append(found)
     bank, queries = sets[:2]
-    chosen = tuple(protocols or default(bank.labels))
+    chosen, views = tuple(protocols or default(bank.labels)), None
+    if "rank-v1" in chosen and len(bank) > 1:
+        views = view_features(backbone.encoder, bank, size=backbone.size, mean=backbone.mean, std=backbone.std, seed=seed,
+                              device=device)
     results, skipped = evaluate_features(
         vectors[0], bank.labels, vectors[1], queries.labels, protocols=chosen, data=bank.fingerprint, seed=seed,
         bank_groups=bank.groups, query_groups=queries.groups, test_data=queries.fingerprint,
-        backbone_hash=fingerprint(backbone.encoder),
+        backbone_hash=fingerprint(backbone.encoder), views=views,
         outside=None if ood is None else Outside(vectors[2], sets[2].groups, sets[2].fingerprint))
     if backbone.label_tokens is not None and "multilabel-v1" in chosen:
         own = Scores(backbone.encoder, backbone.label_tokens.to(device))
@@ -158,6 +163,38 @@ def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, consol
         Refused: fewer than two runs, a folder without numbers, or no number that was measured alike in all of them.
     """
     return compare_runs([Path(run) for run in runs], console or Console(), None if out is None else Path(out))
+
+
+def rank(data: str | Path, backbones: Sequence[str | Path], *, label: str | None = None, reference: str | Path | None = None,
+         by: str = "LogME", console: Console | None = None) -> list[Ranked]:
+    """Order backbones by how well they would serve labelled images, without training; print the table.
+
+    The scores are those of ``evaluate.transfer``: TMI, PED, LogME, H-score, and LEEP of a backbone with a class head.
+    Vectors are kept, and shared with ``evaluate``: in a run's ``features/``, those of timm in ``runs/features/``.
+
+    Args:
+        data: labelled images, one class each; if they have a split "train", its images alone.
+        backbones: folders of runs or backbones, or ``timm:NAME`` for pretrained weights of timm.
+        label: label column; the first by default.
+        reference: images by which PED scales the dimensions, such as those of pretraining; ``data`` by default.
+        by: the score that orders, of TMI, PED, LogME, H-score, LEEP.
+
+    Returns:
+        The backbones, best first.
+
+    Raises:
+        Refused: an unknown score or backbone, one class, fewer images than classes, vectors that are not finite, or a
+            backbone without the score that orders.
+
+    Example:
+        >>> import daybreak
+        >>> best = daybreak.rank("leaves/", ["runs/sit-1", "runs/mae-1"])[0].backbone  # doctest: +SKIP
+    """
+    known = {name.lower(): name for name in SCORES}
+    if by.lower() not in known:
+        raise Refused(f"--by {by}: no such score; {nearest(by, list(SCORES))}")
+    return rank_backbones(data, [str(name) for name in backbones], label=label, reference=reference, by=known[by.lower()],
+                          console=console or Console())
 
 
 def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,

@@ -14,10 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import Refused
-from .export.backbone import load
+from .export.backbone import Backbone, load
 from .nn.encoder import Encoder
 
 WRAPPERS = ("state_dict", "model", "teacher", "student", "backbone", "encoder")  # tables in which a checkpoint keeps its tensors
@@ -54,7 +54,11 @@ def start_from(encoder: Encoder, origin: str, *, partial: bool = False) -> Match
     Raises:
         Refused: nothing there, or weights that do not fill the encoder.
     """
-    state = read_weights(origin)
+    return fill(encoder, read_weights(origin), origin, partial=partial)
+
+
+def fill(encoder: Encoder, state: Mapping[str, Tensor], origin: str, *, partial: bool = False) -> Match:
+    """As ``start_from``, with the tensors that ``origin`` gave."""
     wanted = encoder.model.state_dict()
     frozen = {name for name, parameter in encoder.model.named_parameters() if not parameter.requires_grad}
     loaded, fitted, missing, ready = [], [], [], {}
@@ -132,9 +136,44 @@ def tensors_of(tree: Any) -> dict[str, Tensor]:
     return state
 
 
-def timm_weights(name: str) -> dict[str, Tensor]:
+def timm_backbone(name: str) -> tuple[Backbone, nn.Linear | None]:
+    """A pretrained model of timm at the size it was trained at, and its class head.
+
+    The head is None where there is none, or where it does not stand on the pooled vector (the last normalisation after
+    the pool, or a head of several layers).
+
+    Raises:
+        Refused: no such model or weights, or one that can't be an encoder here.
+    """
+    model = timm_model(name)
+    channels, height, width = model.pretrained_cfg["input_size"]
+    with torch.random.fork_rng(devices=[]):  # the random start that is overwritten moves no generator
+        encoder = Encoder(name, image_size=(height, width), channels=channels,
+                          pool="mean" if getattr(model, "global_pool", None) == "avg" else "cls")
     try:
-        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+        fill(encoder, model.state_dict(), f"timm:{name}")
+    except Refused as error:
+        raise Refused(f"timm:{name}: its weights don't fill an encoder here, which pools after the final normalisation; choose a "
+                      f"model that does so, such as timm:vit_small_patch16_224.augreg_in1k or timm:resnet18.a1_in1k.") from error
+    backbone = Backbone(encoder, mean=model.pretrained_cfg["mean"], std=model.pretrained_cfg["std"], info={"timm": name})
+    head = model.requires_grad_(False).get_classifier()
+    if not isinstance(head, nn.Linear) or head.in_features != encoder.dim:
+        return backbone, None
+    image = torch.linspace(-1, 1, channels * height * width).view(1, channels, height, width)
+    with torch.inference_mode():
+        own = model.eval()(image)
+        same = torch.allclose(own, head(backbone.pooled(image)), atol=1e-3, rtol=1e-3)
+    return backbone, head if same else None
+
+
+def timm_weights(name: str) -> dict[str, Tensor]:
+    return timm_model(name, num_classes=0).state_dict()
+
+
+def timm_model(name: str, **arguments: Any) -> Any:
+    """A pretrained model of timm."""
+    try:
+        return timm.create_model(name, pretrained=True, **arguments)
     except Exception as error:  # an unknown name, no weights of that name, no network: timm has no common base for them
         raise Refused(f"timm:{name}: could not be had ({str(error).splitlines()[0]}); give the name of a timm model with "
                       "weights and a way to fetch them, or a file.") from None

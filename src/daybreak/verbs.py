@@ -21,7 +21,7 @@ from .data.sources import open_source, printable
 from .data.store import verify_pack
 from .errors import Failed, Refused
 from .launch import World, spawn, world_here
-from .looking import compare, embed, evaluate, explain, export, load
+from .looking import compare, embed, evaluate, explain, export, load, rank
 from .methods.base import Method, find, names
 from .review import Run, finish, make_probe, read_results
 from .runs import (
@@ -43,7 +43,7 @@ from .train.plan import make_budget
 from .train.progress import Bar
 
 __all__ = ["Plan", "Run", "compare", "demo", "describe_methods", "embed", "evaluate", "explain", "export", "load", "pack", "plan",
-           "pretrain"]
+           "pretrain", "rank"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from daybreak.evaluate import rank
-from daybreak.evaluate.rank import alpha_req, rank_v1, rankme, spectrum, spread, uniformity
+from daybreak.evaluate.rank import alignment, alpha_req, lidar, rank_v1, rankme, spectrum, spread, uniformity
 
 
 def test_orthonormal_columns_have_full_rank_and_one_direction_has_rank_one():
@@ -75,3 +75,43 @@ def test_effective_dimension_counts_the_directions_in_use():
     same = rank_v1(torch.ones(10, 3))
     assert same == pytest.approx({"rankme": 1, "spread": 0, "uniformity": 0, "effective dimension": 0}, abs=1e-4)
     assert rank_v1(torch.randn(100, 30)).keys() == {"rankme", "spread", "uniformity", "effective dimension", "alpha-ReQ"}
+
+
+def lidar_loop(views: torch.Tensor) -> float:
+    x = views.double().numpy()
+    n, q, width = x.shape
+    mean, centre = x.mean(1), x.mean((0, 1))
+    between, within = np.zeros((width, width)), 1e-4 * np.eye(width)
+    for i in range(n):
+        between += np.outer(mean[i] - centre, mean[i] - centre) / (n - 1)
+        for j in range(q):
+            within += np.outer(x[i, j] - mean[i], x[i, j] - mean[i]) / (n * (q - 1))
+    values, vectors = np.linalg.eigh(within)
+    root = vectors @ np.diag(values**-0.5) @ vectors.T
+    found = np.linalg.eigvalsh(root @ between @ root).clip(0)
+    share = found / found.sum() + 1e-8
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_lidar_by_a_loop_over_views():
+    random = torch.Generator().manual_seed(0)
+    means = torch.randn(30, 1, 6, generator=random) * torch.tensor([5.0, 3, 1, 1, 0.1, 0.1])
+    views = means + torch.randn(30, 4, 6, generator=random)
+    assert lidar(views) == pytest.approx(lidar_loop(views), rel=1e-6)
+    assert lidar(views[:4]) == pytest.approx(lidar_loop(views[:4]), rel=1e-5) and lidar(views[:4]) < 3.001  # n - 1
+
+
+def test_lidar_where_views_are_alike_and_where_images_are():
+    columns = torch.linalg.qr(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) + 0.0)[0]
+    columns = torch.cat([columns, -columns])  # of mean 0, so all directions tell the images apart alike
+    assert lidar(columns[:, None].expand(-1, 3, -1)) == pytest.approx(6, abs=1e-3)
+    assert lidar(torch.ones(5, 2, 4)) == 1.0
+
+
+def test_alignment_by_a_loop_and_by_hand():
+    first, second = torch.randn(2, 20, 5, generator=torch.Generator().manual_seed(0))
+    pairs = [sum((a / np.linalg.norm(u) - b / np.linalg.norm(v)) ** 2 for a, b in zip(u, v, strict=True))
+             for u, v in zip(first.double().numpy(), second.double().numpy(), strict=True)]
+    assert alignment(first, second) == pytest.approx(np.mean(pairs), rel=1e-9)
+    assert alignment(first, 3 * first) == pytest.approx(0, abs=1e-12) and alignment(first, -first) == pytest.approx(4)
+    assert alignment(torch.tensor([[2.0, 0]]), torch.tensor([[0, 5.0]])) == pytest.approx(2)

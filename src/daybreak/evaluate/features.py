@@ -1,23 +1,28 @@
 """Vectors of images: those a backbone gives, and the raw pixels it has to beat.
 
-N images, B batch, C channels, H W height and width, D width of the vectors.
+N images, n of them with q views each, B batch, C channels, H W height and width, D width of the vectors.
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..errors import Refused
+
 if TYPE_CHECKING:
     from ..data.images import Images
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+VIEWED, VIEWS, VIEW_BATCH = 1000, 10, 50  # images and views of each that view_features takes
 
 
 def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], batch_size: int = 256,
@@ -42,20 +47,60 @@ def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], bat
     shift, scale = (torch.tensor(list(numbers), dtype=torch.float32, device=device)[:, None, None]
                     for numbers in (images.mean if mean is None else mean,
                                     images.std if std is None else std))
+    found = []
+    kind, narrow = torch.device(device).type, AUTOCAST.get(precision)
+    with at_rest(encoder), torch.inference_mode(), torch.autocast(kind, narrow, enabled=narrow is not None):
+        for _, batch in evaluation_batches(images, *size, batch_size, threads, fit="whole" if patches else "centre"):
+            normalised = (unit(batch.to(device)) - shift) / scale  # (B, C, H, W)
+            made = encoder.map(normalised) if patches else encoder.pooled(normalised)  # type: ignore[operator]
+            found.append(made.float().cpu())
+    return torch.cat(found).clone()  # a tensor made in inference mode can't be trained on
+
+
+def view_features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], mean: Sequence[float], std: Sequence[float],
+                  seed: int = 0, device: str | torch.device = "cpu", threads: int | None = None) -> Tensor:
+    """Return the pooled vectors of 10 augmented views of at most 1,000 images at equal steps, (n, 10, D) float32 on the CPU.
+
+    The views are the same whatever a backbone was trained with, so that numbers from them compare: crops of 20 to
+    100 % of the area, flips, colour jitter and grayscale, drawn from the seed. Up to 49 images may be left out, for whole batches.
+
+    Raises:
+        Refused: fewer than 2 images.
+    """
+    from ..data.loader import Loader
+    from ..data.philox import Random
+    from ..data.photometric import augment
+    from ..data.views import View, expand
+
+    if len(images) < 2:
+        raise Refused(f"{images.source.path}: {len(images)} image; views of 2 or more are compared.")
+    chosen = images.subset(np.linspace(0, len(images) - 1, min(len(images), VIEWED)).astype(np.int64))
+    views = expand([View(size=size, color=(0.4, 0.4, 0.2, 0.1), gray=0.2, count=VIEWS)])
+    batch_size = min(VIEW_BATCH, len(chosen))
+    loader, found = Loader(chosen, views, batch_size, seed=seed, threads=threads, labels=False), []
+    try:
+        with at_rest(encoder), torch.inference_mode():
+            for _ in range(loader.steps_per_epoch):
+                batch = next(loader)
+                random = Random(seed, batch.epoch, batch.index.to(device))
+                found.append(torch.stack([
+                    encoder.pooled(augment(x.to(device), view, random, mean, std, view_index=i)).float().cpu()  # type: ignore[operator]
+                    for i, (x, view) in enumerate(zip(batch.images, views, strict=True))], 1))
+    finally:
+        loader.close()
+    return torch.cat(found).clone()
+
+
+@contextmanager
+def at_rest(encoder: nn.Module) -> Iterator[None]:
+    """The encoder in evaluation mode, and each module in its own again afterwards."""
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
-    found = []
     try:
-        kind, narrow = torch.device(device).type, AUTOCAST.get(precision)
-        with torch.inference_mode(), torch.autocast(kind, narrow, enabled=narrow is not None):
-            for _, batch in evaluation_batches(images, *size, batch_size, threads, fit="whole" if patches else "centre"):
-                normalised = (unit(batch.to(device)) - shift) / scale  # (B, C, H, W)
-                made = encoder.map(normalised) if patches else encoder.pooled(normalised)  # type: ignore[operator]
-                found.append(made.float().cpu())
+        yield
     finally:
         for module, mode in modes.items():  # one by one: part of a model may be frozen in eval mode
             module.training = mode
-    return torch.cat(found).clone()  # a tensor made in inference mode can't be trained on
 
 
 def pixels(images: "Images", size: tuple[int, int], *, batch_size: int = 256,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import Refused, nearest
@@ -23,7 +22,7 @@ from .nearest_mean import incremental, nearest_mean_v1
 from .ood import ood_v1
 from .rank import rank_v1
 from .retrieval import retrieval_v1
-from .tasks import Outside, Task, few, make_task, why_not
+from .tasks import Outside, Task, few, make_task, not_finite, why_not
 
 if TYPE_CHECKING:
     from ..data.sources import Labels
@@ -117,7 +116,7 @@ def run_ood(task: Task, seed: int) -> Found:
 
 def run_rank(task: Task, seed: int) -> Found:
     """rank-v1 of the bank; draws nothing."""
-    return Found([Number(metric, value, None) for metric, value in rank_v1(task.train).items()])
+    return Found([Number(metric, value, None) for metric, value in rank_v1(task.train, task.views).items()])
 
 
 class Protocol(NamedTuple):
@@ -150,7 +149,8 @@ def evaluate_features(bank: Tensor, bank_labels: "Labels | None", queries: Tenso
                       query_labels: "Labels | None", *, protocols: Sequence[str] = DEFAULT,
                       backbone: Backbone = "trained", data: str = "", seed: int = 0,
                       bank_groups: list[str] | None = None, query_groups: list[str] | None = None, test_data: str = "",
-                      backbone_hash: str = "", outside: Outside | None = None) -> tuple[list[Result], list[Skipped]]:
+                      backbone_hash: str = "", outside: Outside | None = None,
+                      views: Tensor | None = None) -> tuple[list[Result], list[Skipped]]:
     """Apply protocols to vectors of images, labelled as each protocol needs them.
 
     Images of unknown class are left out, and classes of fewer than two images, which a sentence says. Classes
@@ -162,6 +162,7 @@ def evaluate_features(bank: Tensor, bank_labels: "Labels | None", queries: Tenso
         bank_groups, query_groups: what belongs together (patient, video): held out, and resampled, as one.
         data, test_data, backbone_hash: fingerprints that go into the results.
         outside: OOD images, which ood-v1 needs.
+        views: (n, q, D), q augmented views of n images of the bank, without which rank-v1 has no LiDAR and no alignment.
 
     Returns:
         Results and what was skipped; vectors that are not finite, or labels that don't serve, give no result.
@@ -171,14 +172,14 @@ def evaluate_features(bank: Tensor, bank_labels: "Labels | None", queries: Tenso
     """
     check(protocols)
     sides = {"bank": bank, "queries": queries} | ({} if outside is None else {"OOD images": outside.vectors})
+    if views is not None:
+        sides["views"] = views.flatten(0, 1)
     for side, vectors in sides.items():
-        if len(bad := torch.nonzero(~vectors.isfinite().all(1))):
-            reason = (f"{len(bad)} of {len(vectors)} vectors of the {side} are not finite (the first is that of image "
-                      f"{int(bad[0])}, from 0); the backbone is broken or its precision too narrow: try 32-true.")
+        if reason := not_finite(vectors, side):
             return [], [Skipped(name, reason) for name in protocols]
     results: list[Result] = []
     skipped: list[Skipped] = []
-    tasks = {kind: make_task(kind, bank, bank_labels, queries, query_labels, bank_groups, query_groups, outside)
+    tasks = {kind: make_task(kind, bank, bank_labels, queries, query_labels, bank_groups, query_groups, outside, views)
              for kind in {PROTOCOLS[name].labels for name in protocols}}
     for name in protocols:
         task, notes = tasks[PROTOCOLS[name].labels]

@@ -1,6 +1,6 @@
 """How many directions features use: measures of collapse that need no labels.
 
-N images, D width.
+N images, D width, n images of which there are q views each.
 """
 
 import numpy as np
@@ -13,11 +13,17 @@ FLOOR = 1e-6  # of the largest eigenvalue: what is smaller is no direction
 ROUNDING = 1e-15  # variance of unit vectors that is none
 MOST = 10_000  # vectors among which uniformity takes all pairs
 CHUNK = 1000
+WITHIN = 1e-4  # added by LiDAR to the variance within an image
 
 
-def rank_v1(features: Tensor) -> dict[str, float]:
-    """All the measures of features (N, D), N at least 2; alpha-ReQ is missing where there are too few eigenvalues."""
+def rank_v1(features: Tensor, views: Tensor | None = None) -> dict[str, float]:
+    """All the measures of features (N, D), N at least 2; alpha-ReQ is missing where there are too few eigenvalues.
+
+    With views (n, q, D), n and q at least 2, LiDAR of them and alignment of the first two views are among them.
+    """
     found = {"rankme": rankme(features), "spread": spread(features), "uniformity": uniformity(features)}
+    if views is not None:
+        found |= {"LiDAR": lidar(views), "alignment": alignment(views[:, 0], views[:, 1])}
     values = spectrum(normalize(features.double(), dim=1))
     found["effective dimension"] = float((values > max(FLOOR * float(values[0]), ROUNDING)).sum())
     alpha = alpha_req(features)
@@ -70,6 +76,35 @@ def alpha_req(features: Tensor) -> float | None:
     i = np.arange(FIRST + 1, len(values) + 1)
     slope, _ = np.polyfit(np.log(i), np.log(values[FIRST:]), 1, w=i**-0.5)  # NumPy's weights multiply before the square
     return float(-slope)
+
+
+def lidar(views: Tensor) -> float:
+    """Effective rank of what tells images apart, measured by how much their views differ: from 1 to min(n - 1, D).
+
+    Views (n, q, D), n and q at least 2, are neither centred nor normalised. S_b is the covariance (over n - 1) of the
+    images' means, S_w that of views about their image's mean (over n (q - 1)) plus 1e-4 I; LiDAR is the exponential of
+    the entropy of the eigenvalues of S_w^(-1/2) S_b S_w^(-1/2). The 1e-4 makes the scale count, and n must exceed D
+    for a rank not capped by n. Thilak et al. 2023 (arXiv 2312.04000), with its 1e-8.
+    """
+    x = views.double()
+    mean = x.mean(1)  # (n, D)
+    within, between = (x - mean[:, None]).flatten(0, 1), mean - mean.mean(0)
+    values, vectors = torch.linalg.eigh(within.T @ within / (len(x) * (x.shape[1] - 1)))
+    whitened = between @ (vectors / (values.clamp(min=0) + WITHIN).sqrt())  # (n, D); turned back, its spectrum is the same
+    found = spectrum(whitened)  # its mean is 0, so these are the eigenvalues of the product
+    if found.sum() == 0:
+        return 1.0
+    share = found / found.sum() + 1e-8
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def alignment(first: Tensor, second: Tensor) -> float:
+    """Mean of |u - v|^2 over images, u and v the L2-normalised features (n, D) of two views; from 0, alike, to 4.
+
+    Wang and Isola 2020 (arXiv 2005.10242).
+    """
+    u, v = (normalize(table.double(), dim=1) for table in (first, second))
+    return float((u - v).square().sum(1).mean())
 
 
 def uniformity(features: Tensor) -> float:

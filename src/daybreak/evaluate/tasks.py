@@ -35,11 +35,12 @@ class Task(NamedTuple):
     query_groups: list[str] | None
     classes: tuple[str, ...] = ()  # C names
     outside: Outside | None = None
+    views: Tensor | None = None  # (n, q, D): q augmented views of n training images
 
 
 def make_task(kind: str, bank: Tensor, bank_labels: "Labels | None", queries: Tensor, query_labels: "Labels | None",
               bank_groups: list[str] | None, query_groups: list[str] | None,
-              outside: Outside | None = None) -> tuple[Task | None, list[str]]:
+              outside: Outside | None = None, views: Tensor | None = None) -> tuple[Task | None, list[str]]:
     """The task of a protocol that needs labels of ``kind`` ("class", "multi" or "none"), and what was left out, in sentences.
 
     None where nothing can be judged; one sentence says why.
@@ -48,7 +49,7 @@ def make_task(kind: str, bank: Tensor, bank_labels: "Labels | None", queries: Te
         if len(bank) < 2:
             return None, [f"The bank has {len(bank)} image; 2 are needed."]
         nothing = torch.empty(0, dtype=torch.int64)
-        return Task(bank.float(), nothing, queries.float(), nothing, 0, bank_groups, query_groups), []
+        return Task(bank.float(), nothing, queries.float(), nothing, 0, bank_groups, query_groups, views=views), []
     reason = why_not(bank_labels, kind) or why_not(query_labels, kind)
     if reason or bank_labels is None or query_labels is None:
         return None, [reason]
@@ -68,6 +69,14 @@ def why_not(labels: "Labels | None", kind: str = "class") -> str:
     if labels is None:
         return "The images have no labels, so no accuracy can be measured."
     return "" if labels.kind == kind else f"The data have {KINDS[labels.kind]}; this protocol needs {KINDS[kind]}."
+
+
+def not_finite(vectors: Tensor, whose: str) -> str:
+    """Why vectors (N, D) of ``whose`` ("bank") give no number, as a sentence; empty if all are finite."""
+    bad = torch.nonzero(~vectors.isfinite().all(1))
+    return "" if not len(bad) else (
+        f"{len(bad)} of {len(vectors)} vectors of the {whose} are not finite (the first is that of image {int(bad[0])}, from 0); "
+        "the backbone is broken or its precision too narrow: try 32-true.")
 
 
 Chosen = tuple[list[np.ndarray], list[np.ndarray], tuple[str, ...], list[str]]

@@ -33,7 +33,7 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 features = model(transform(image)[None])  # (1, {{ config.num_features }})
 ```
 
-With Daybreak, whose transform is the one of the evaluation (area when shrinking, linear when by no more than 1.25, cubic when growing):
+With Daybreak, whose transform is the one of the evaluation (area when shrinking, linear when slightly, cubic when growing):
 
 ```python
 import daybreak
