@@ -16,6 +16,7 @@ import daybreak
 from daybreak import verbs
 from daybreak.cli import main
 from daybreak.errors import Failed, Refused
+from daybreak.evaluate import finetune
 from daybreak.evaluate.protocols import PROTOCOLS
 from daybreak.methods import base
 from daybreak.train import checkpoint
@@ -308,10 +309,12 @@ def test_the_flags_are_frozen():
         "data", "hours", "method", "encoder", "image_size", "batch_size", "devices", "recipe", "set"]
     assert list(inspect.signature(cli.pack).parameters) == [
         "data", "out", "short_side", "encoding", "quality", "workers", "label", "group", "max_bad", "verify"]
-    assert list(inspect.signature(cli.evaluate).parameters) == ["run", "train", "test", "protocol", "label", "group", "ood", "seed"]
+    assert list(inspect.signature(cli.evaluate).parameters) == [
+        "run", "train", "test", "protocol", "label", "group", "ood", "share", "set", "seed"]
+    assert list(inspect.signature(cli.embed).parameters) == ["run", "data", "out", "label", "group", "max_bad"]
     assert list(inspect.signature(cli.compare).parameters) == ["runs", "out"]
     protocol = typing.get_type_hints(cli.evaluate, include_extras=True)["protocol"].__metadata__[0]
-    assert all(name in protocol.help for name in PROTOCOLS)
+    assert all(name in protocol.help for name in [*PROTOCOLS, finetune.NAME])
 
 
 

@@ -101,15 +101,19 @@ def evaluate(run: RunFolder,
              test: Annotated[str, typer.Option(help="labelled images of the queries")],
              protocol: Annotated[list[str] | None, typer.Option(
                  help="repeatable: knn-v1, linear-v1 (default), logistic-v1, fewshot-v1, nearest-mean-v1, retrieval-v1, "
-                      "multilabel-v1 (default of several labels an image), ood-v1, rank-v1")] = None,
+                      "multilabel-v1 (default of several labels an image), ood-v1, rank-v1, finetune-v1")] = None,
              label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
              group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
              ood: Annotated[str | None, typer.Option(help="images of other kinds, for ood-v1")] = None,
+             share: Annotated[list[float] | None, typer.Option(
+                 help="of the labels that finetune-v1 trains on, as 0.1; repeatable; default 1")] = None,
+             set: Annotated[list[str] | None, typer.Option(help="key=value, as finetune.epochs=20; repeatable")] = None,
              seed: Annotated[int, typer.Option(help="default 0")] = 0) -> None:
     """Measure a backbone on labelled images."""
     from . import verbs
 
-    verbs.evaluate(run, train=train, test=test, protocols=protocol, label=label, group=group, ood=ood, seed=seed)
+    verbs.evaluate(run, train=train, test=test, protocols=protocol, label=label, group=group, ood=ood, shares=share,
+                   overrides=set or (), seed=seed)
 
 
 @app.command()
@@ -122,11 +126,15 @@ def compare(runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN ...", he
 
 
 @app.command()
-def embed(run: RunFolder, data: Data, out: Annotated[Path, typer.Option(help="Parquet file")]) -> None:
+def embed(run: RunFolder, data: Data,
+          out: Annotated[Path, typer.Option(help="Parquet file; after an interruption the same command goes on")],
+          label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
+          group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
+          max_bad: Annotated[float, typer.Option(help="share of unreadable images that stops it")] = 0.05) -> None:
     """Write the vector of every image, with key, label and group."""
     from . import verbs
 
-    verbs.embed(run, data, out=out)
+    verbs.embed(run, data, out=out, label=label, group=group, max_bad=max_bad)
 
 
 @app.command()

@@ -15,8 +15,9 @@ from .review import read_results
 
 KEPT = "evaluations.json"
 DRAWN = ("fewshot", "nearest-mean")  # protocols whose task itself, not only its noise, the seed decides
+SOME_LABELS = "of the labels)"  # ends the name of a number for which the seed drew the images trained on
 MUST_AGREE = {"data": "training images", "test_data": "test images", "num_train": "number of training images",
-              "num_test": "number of test images", "num_classes": "number of classes"}
+              "num_test": "number of test images", "num_classes": "number of classes", "settings": "settings"}
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,15 @@ def told(result: Result) -> str:
 def keep_results(folder: Path, results: list[Result]) -> Path:
     """Add numbers to ``evaluations.json`` of a run and return its path.
 
-    They replace those of the same name, data and seed, and all of weights that stand there no longer.
+    They replace those of the same name, data, seed and settings, and all of trained weights that stand there no longer.
     """
     def whose(r: Result) -> tuple:
-        return r.protocol, r.version, r.metric, r.backbone, r.data, r.test_data, r.seed
+        return r.protocol, r.version, r.metric, r.backbone, r.data, r.test_data, r.seed, r.settings
 
     path, new = folder / KEPT, {whose(r) for r in results}
-    weights = {r.backbone_hash for r in results}
-    kept = [r for r in read_kept(path) if whose(r) not in new and r.backbone_hash in weights]
+    weights = {r.backbone_hash for r in results if r.backbone == "trained"}
+    kept = [r for r in read_kept(path)
+            if whose(r) not in new and (r.backbone != "trained" or not weights or r.backbone_hash in weights)]
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps([asdict(r) for r in kept + results], indent=1) + "\n")
     os.replace(beside, path)
@@ -76,7 +78,7 @@ def name_of(r: Result) -> str:
 def conditions(r: Result) -> dict[str, object]:
     """What two numbers of one name must have in common."""
     found = {words: getattr(r, field) for field, words in MUST_AGREE.items()}
-    if r.protocol in DRAWN:
+    if r.protocol in DRAWN or r.metric.endswith(SOME_LABELS):
         found["seed"] = r.seed
     if r.protocol == "rank":
         found["width of the vectors"] = r.width

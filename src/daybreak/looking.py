@@ -1,7 +1,8 @@
 """The verbs that look at the backbone of a run: evaluate, compare, embed, explain, export."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,38 @@ import numpy as np
 from rich.console import Console
 
 from .compare import Row, compare_runs, keep_results, told
-from .data.images import open_images
+from .config import fill, merge, parse_override
+from .data.images import Images, open_images
 from .data.sources import printable
-from .errors import Refused
+from .errors import Failed, Refused
+from .evaluate import finetune
+from .evaluate.embedding import features_through
 from .evaluate.features import features, fingerprint, kept_features
-from .evaluate.protocols import DEFAULT, Result, check, evaluate_features
+from .evaluate.protocols import DEFAULT, PROTOCOLS, Result, Skipped, check, evaluate_features
 from .evaluate.tasks import Outside
 from .explain.maps import explain_images
 from .explain.neighbours import neighbours, spaced
-from .export.backbone import load
+from .export.backbone import Backbone, load
 from .export.formats import export as export_backbone
+from .methods.base import find
+from .nn.encoder import Encoder
 from .report.explanation import write_explanation
-from .runs import device_name
+from .runs import device_name, make_encoder, read_run
+from .train.progress import Bar
 
 NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """The settings of protocols that have any, a table each."""
+
+    finetune: finetune.Settings = finetune.Settings()
+
+
 def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
-             label: str | None = None, group: str | None = None, ood: str | Path | None = None, seed: int = 0,
+             label: str | None = None, group: str | None = None, ood: str | Path | None = None,
+             shares: Sequence[float] | None = None, overrides: Sequence[str] | Mapping[str, Any] = (), seed: int = 0,
              console: Console | None = None) -> list[Result]:
     """Measure the backbone of a run on labelled images, print the table, add the numbers to the run's ``evaluations.json``.
 
@@ -38,20 +53,47 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
         protocols: names; None takes knn-v1 and linear-v1, or multilabel-v1 where images have several labels.
         group: column of what belongs together, in both sets.
         ood: images of other kinds, which ood-v1 tells from those of ``test``.
+        shares: of the labels, above 0 up to 1, that finetune-v1 trains on, each by itself; all of them by default.
+        overrides: ``["finetune.epochs=20"]`` or a nested mapping; see ``daybreak.evaluate.finetune.Settings``.
         seed: of draws, orders and resamples.
 
     Raises:
-        Refused: unknown protocol, images without labels, no class in common.
+        Refused: unknown protocol or setting, images without labels, no class in common. Failed: a loss was not finite.
     """
     console = console or Console()
-    check(protocols or ())
-    if ood is not None and "ood-v1" not in (protocols or ()):
+    check(protocols or (), [*PROTOCOLS, finetune.NAME])
+    tuned, pooled = finetune.NAME in (protocols or ()), [name for name in protocols or () if name != finetune.NAME]
+    if ood is not None and "ood-v1" not in pooled:
         raise Refused(f"--ood {ood} is read by ood-v1 alone; add --protocol ood-v1.")
+    if (shares or overrides) and not tuned:
+        raise Refused(f"{'--share' if shares else '--set'} is read by {finetune.NAME} alone; add --protocol {finetune.NAME}.")
+    tree = merge(overrides) if isinstance(overrides, Mapping) else merge(*map(parse_override, overrides))
+    measures = fill(Measures, merge(tree, {"finetune": {"shares": list(shares)}} if shares else {}))
     backbone, device, folder = load(run), device_name(), Path(run)
     backbone.encoder.to(device)
     sets = [open_images(path, label=label, channels=backbone.channels, group=group) for path in (train, test)]
-    if ood is not None:
-        sets.append(open_images(ood, channels=backbone.channels))
+    results: list[Result] = []
+    skipped: list[Skipped] = []
+    if pooled or not tuned:
+        results, skipped = measure_pooled(folder, backbone, sets, pooled, ood, seed, device, console)
+    if tuned:
+        more = fine_tune(folder, backbone, sets, measures.finetune, seed, device, console)
+        results, skipped = results + more[0], skipped + more[1]
+    for left in dict.fromkeys(skipped):
+        console.print(f"note: {left}", soft_wrap=True, highlight=False)
+    if not results:
+        raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
+    for r in results:
+        whose = " of random weights" if r.backbone == "random" else ""
+        console.print(f"  {r.protocol}-{r.version} {r.metric}{whose}: {told(r)}", soft_wrap=True, highlight=False)
+    console.print(f"numbers: {keep_results(folder, results)}", soft_wrap=True)
+    return results
+
+
+def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protocols: Sequence[str], ood: str | Path | None,
+                   seed: int, device: str, console: Console) -> tuple[list[Result], list[Skipped]]:
+    """Numbers of one vector an image, for images of the bank and queries."""
+    sets = sets if ood is None else [*sets, open_images(ood, channels=backbone.channels)]
     vectors = []
     for images in sets:
         found, sentence = kept_features(folder / "features", backbone.encoder, images, size=backbone.size, device=device,
@@ -60,19 +102,42 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
         vectors.append(found)
     (bank, queries), kind = sets[:2], sets[0].labels.kind if sets[0].labels else "none"
     chosen = tuple(protocols or (("multilabel-v1",) if kind == "multi" else DEFAULT))
-    results, skipped = evaluate_features(
+    return evaluate_features(
         vectors[0], bank.labels, vectors[1], queries.labels, protocols=chosen, data=bank.fingerprint, seed=seed,
         bank_groups=bank.groups, query_groups=queries.groups, test_data=queries.fingerprint,
         backbone_hash=fingerprint(backbone.encoder),
         outside=None if ood is None else Outside(vectors[2], sets[2].groups, sets[2].fingerprint))
-    for left in skipped:
-        console.print(f"note: {left}", soft_wrap=True, highlight=False)
-    if not results:
-        raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
-    for r in results:
-        console.print(f"  {r.protocol}-{r.version} {r.metric}: {told(r)}", soft_wrap=True, highlight=False)
-    console.print(f"numbers: {keep_results(folder, results)}", soft_wrap=True)
-    return results
+
+
+def fine_tune(folder: Path, backbone: Backbone, sets: list[Images], settings: finetune.Settings, seed: int, device: str,
+              console: Console) -> tuple[list[Result], list[Skipped]]:
+    """Numbers of finetune-v1, of the backbone and of the run's random start; those of each are kept as soon as they are there."""
+    def trained(drop_path: float) -> Encoder:
+        encoder = Encoder(**backbone.encoder.settings, drop_path=drop_path)
+        encoder.load_state_dict(backbone.encoder.state_dict())
+        return encoder
+
+    starts: dict[Any, Callable[[float], Encoder]] = {"trained": trained}
+    results: list[Result] = []
+    skipped: list[Skipped] = []
+    if settings.scratch:
+        try:
+            config = read_run(folder)
+            method = find(config.method_name)
+            starts["random"] = lambda drop_path: make_encoder(
+                replace(config, encoder=replace(config.encoder, drop_path=drop_path)), method, backbone.channels)
+        except Refused as error:  # a backbone without its run, or a method that is not here
+            skipped.append(Skipped(finetune.NAME, f"random weights are left out: {error}"))
+    for name, make in starts.items():
+        with Bar(console, title=f"fine-tuning {name} weights") as bar:
+            found, left = finetune.finetune_v1(
+                make, sets[0], sets[1], settings, backbone=name, seed=seed, mean=backbone.mean, std=backbone.std, device=device,
+                precision="bf16-mixed" if device == "cuda" else "32-true",
+                say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+                progress=lambda done, total, bar=bar: bar.count(done, total, "images"))
+        keep_results(folder, found)
+        results, skipped = results + found, skipped + left
+    return results, skipped
 
 
 def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, console: Console | None = None) -> list[Row]:
@@ -88,17 +153,33 @@ def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, consol
 
 
 def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,
-          console: Console | None = None) -> Path:
-    """Write a Parquet file with key, label and group (where there are any) and vector of every readable image."""
+          max_bad: float = 0.05, console: Console | None = None) -> Path:
+    """Write a Parquet file with key, label and group (where there are any) and vector of every readable image.
+
+    Until it is written, what is done is kept in ``.NAME.vectors`` beside it: after an interruption the same call goes on.
+
+    Args:
+        group: column of what belongs together. max_bad: share of unreadable images above which nothing is done.
+
+    Raises:
+        Refused: no backbone, no images, too many unreadable. Failed: interrupted.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     console = console or Console()
     backbone, device, out = load(run), device_name(), Path(out)
     backbone.encoder.to(device)
-    images = open_images(data, label=label, group=group, channels=backbone.channels)
+    images = open_images(data, label=label, group=group, channels=backbone.channels, max_bad=max_bad)
     console.print(f"data: {images.sentence()}", soft_wrap=True)
-    vectors = features(backbone.encoder, images, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
+    kept = out.with_name(f".{out.name}.vectors")
+    try:
+        with Bar(console, title="embedding") as bar:
+            vectors = features_through(kept, backbone.encoder, images, size=backbone.size, mean=backbone.mean, std=backbone.std,
+                                       device=device, say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+                                       progress=lambda done, total: bar.count(done, total, "images"))
+    except KeyboardInterrupt:
+        raise Failed(f"{out}: interrupted; the vectors that are done stay in {kept}, and the same command goes on.") from None
     columns: dict[str, Any] = {"key": list(map(printable, images.keys))}
     if images.labels is not None:
         values = images.labels.values
@@ -107,10 +188,10 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
     if images.groups is not None:
         columns["group"] = list(map(printable, images.groups))
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1])
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.part")
     pq.write_table(pa.table(columns), beside)
     os.replace(beside, out)
+    kept.unlink()
     console.print(f"{len(images):,} vectors of width {vectors.shape[1]}: {out}", soft_wrap=True)
     return out
 

@@ -30,7 +30,12 @@ def multilabel_v1(train: Tensor, train_labels: Tensor, queries: Tensor, query_la
     x, z = (table.double().numpy() for table in standardise_by(train, train, queries))
     y, truth = (table.double().numpy() for table in (train_labels, query_labels))
     weight, bias = fit_chosen(x, y, groups)
-    scores = z @ weight + bias  # (n, C)
+    return judge_labels(z @ weight + bias, truth, classes, seed=seed, groups=query_groups)
+
+
+def judge_labels(scores: np.ndarray, truth: np.ndarray, classes: tuple[str, ...], *, seed: int = 0,
+                 groups: list[str] | None = None) -> list[Number]:
+    """AUC and average precision of scores (n, C) against labels (n, C) of 0, 1 and NaN, their means first, with errors."""
     known = ~np.isnan(truth)
     rankings = [Ranking(scores[known[:, c], c], truth[known[:, c], c] == 1) for c in range(len(classes))]
 
@@ -41,8 +46,8 @@ def multilabel_v1(train: Tensor, train_labels: Tensor, queries: Tensor, query_la
 
     names = ["mean AUC", "mean average precision"]
     names += [f"{metric} ({name})" for name in classes for metric in ("AUC", "average precision")]
-    values = measure(np.ones(len(z)))
-    errors = errors_of(measure, (len(z), query_groups), seed=seed)
+    values = measure(np.ones(len(scores)))
+    errors = errors_of(measure, (len(scores), groups), seed=seed)
     return [Number(name, float(value), error) for name, value, error in zip(names, values, errors, strict=True)]
 
 

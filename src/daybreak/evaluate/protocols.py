@@ -3,7 +3,7 @@
 N bank or training images, n queries, D width, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -48,6 +48,7 @@ class Result:
     test_data: str = ""  # fingerprint of the test images, "+" and that of the OOD images where there are any
     backbone_hash: str = ""  # of the weights, "" for pixels
     width: int = 0  # of the vectors
+    settings: str = ""  # what was set other than the protocol has it, such as "epochs = 20"
 
 
 @dataclass(frozen=True)
@@ -133,11 +134,11 @@ PROTOCOLS = {
 DEFAULT = ("knn-v1", "linear-v1")
 
 
-def check(protocols: Sequence[str]) -> None:
-    """Refuse a name that is none."""
+def check(protocols: Sequence[str], known: Collection[str] = PROTOCOLS) -> None:
+    """Refuse a name that is none of ``known``."""
     for name in protocols:
-        if name not in PROTOCOLS:
-            raise Refused(f"unknown protocol '{name}'; {nearest(name, list(PROTOCOLS))}")
+        if name not in known:
+            raise Refused(f"unknown protocol '{name}'; {nearest(name, list(known))}")
 
 
 def evaluate_features(bank: Tensor, bank_labels: "Labels | None", queries: Tensor,
