@@ -100,6 +100,24 @@ def test_evaluations_are_kept_with_their_vectors_and_compared(run, textures, tmp
     assert code == 2 and "add --protocol ood-v1" in err
 
 
+def test_fine_tuning_stands_beside_random_weights_and_its_settings_are_noted(run, textures, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder / "backbone", folder / "backbone")
+    shutil.copy(run.folder / "config.toml", folder)
+    command = ["evaluate", folder, "--train", textures, "--test", textures]
+    tuned = [*command, "--protocol", "finetune-v1", "--share", "0.1", "--set", "finetune.epochs=1"]
+    out = main_ok(capsys, *tuned)
+    assert "finetune-v1 accuracy (10% of the labels) of random weights" in out and "60 images: epochs 1, batch size 16" in out
+    rows = json.loads((folder / "evaluations.json").read_text())
+    assert {(r["backbone"], r["num_train"], r["settings"]) for r in rows} == {
+        ("trained", 60, "epochs = 1"), ("random", 60, "epochs = 1")}
+    assert len({r["backbone_hash"] for r in rows}) == 2
+    code, _, err = say(capsys, *command, "--share", "0.1")
+    assert code == 2 and "add --protocol finetune-v1" in err
+    code, _, err = say(capsys, *tuned, "--set", "finetune.epoch=2")
+    assert code == 2 and "did you mean 'epochs'?" in err
+
+
 def test_export_writes_what_timm_opens(run, tmp_path, capsys):
     import timm
 

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
 class Measures:
     """The settings of protocols that have any, a table each."""
 
-    finetune: finetune.Settings = finetune.Settings()
+    finetune: finetune.Settings = field(default_factory=finetune.Settings)
 
 
 def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
@@ -113,7 +114,8 @@ def fine_tune(folder: Path, backbone: Backbone, sets: list[Images], settings: fi
               console: Console) -> tuple[list[Result], list[Skipped]]:
     """Numbers of finetune-v1, of the backbone and of the run's random start; those of each are kept as soon as they are there."""
     def trained(drop_path: float) -> Encoder:
-        encoder = Encoder(**backbone.encoder.settings, drop_path=drop_path)
+        settings: dict[str, Any] = dict(backbone.encoder.settings)
+        encoder = Encoder(**settings, drop_path=drop_path)
         encoder.load_state_dict(backbone.encoder.state_dict())
         return encoder
 
@@ -134,7 +136,7 @@ def fine_tune(folder: Path, backbone: Backbone, sets: list[Images], settings: fi
                 make, sets[0], sets[1], settings, backbone=name, seed=seed, mean=backbone.mean, std=backbone.std, device=device,
                 precision="bf16-mixed" if device == "cuda" else "32-true",
                 say=lambda text: console.print(text, soft_wrap=True, highlight=False),
-                progress=lambda done, total, bar=bar: bar.count(done, total, "images"))
+                progress=partial(bar.count, unit="images"))
         keep_results(folder, found)
         results, skipped = results + found, skipped + left
     return results, skipped
@@ -177,7 +179,7 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
         with Bar(console, title="embedding") as bar:
             vectors = features_through(kept, backbone.encoder, images, size=backbone.size, mean=backbone.mean, std=backbone.std,
                                        device=device, say=lambda text: console.print(text, soft_wrap=True, highlight=False),
-                                       progress=lambda done, total: bar.count(done, total, "images"))
+                                       progress=partial(bar.count, unit="images"))
     except KeyboardInterrupt:
         raise Failed(f"{out}: interrupted; the vectors that are done stay in {kept}, and the same command goes on.") from None
     columns: dict[str, Any] = {"key": list(map(printable, images.keys))}

@@ -324,8 +324,9 @@ def finetune_v1(make: Callable[[float], Encoder], train: "Images", test: "Images
             numbers = judge_labels(logits.double().numpy(), truth.astype(float), test.labels.classes, seed=seed, groups=test.groups)
         suffix = "" if share == 1 else f" ({100 * share:.4g}% of the labels)"
         name, _, version = NAME.rpartition("-")
-        results += [Result(name, version, n.metric + suffix, n.value, n.error, backbone, train.fingerprint, seed, len(part), len(test),
-                           len(train.labels.classes), test.fingerprint, start, width, settings.said()) for n in numbers]
+        results += [Result(name, version, n.metric + suffix, n.value, n.error, backbone, train.fingerprint, seed, len(part),
+                           len(test), len(train.labels.classes), test.fingerprint, start, width, settings.said())
+                    for n in numbers]
     return results, [Skipped(NAME, note) for note in notes]
 
 

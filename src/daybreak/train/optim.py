@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models import group_with_matcher
+from timm.models import group_parameters
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
@@ -42,8 +42,11 @@ def layer_scales(encoder: Encoder, decay: float) -> dict[str, float]:
             layers[name] = int(block[1]) + 1 if block else behind
     else:
         head = "?"  # no pattern knows it, so timm gives it the layer of a head
-        layers = group_with_matcher(iter([*model.named_parameters(), (head, None)]), model.group_matcher(), reverse=True)
-        last = layers.pop(head)
+        whole = nn.ModuleDict({**dict(model.named_children()), head: nn.Linear(1, 1, bias=False)})
+        for name, parameter in model.named_parameters(recurse=False):
+            whole.register_parameter(name, parameter)
+        layers = group_parameters(whole, model.group_matcher(), reverse=True)
+        last = layers.pop(f"{head}.weight")
     return {f"model.{name}": decay ** (last - layer) for name, layer in layers.items()}
 
 
