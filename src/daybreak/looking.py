@@ -15,9 +15,10 @@ from .config import fill, merge, parse_override
 from .data.images import Images, open_images
 from .data.sources import printable
 from .errors import Failed, Refused
-from .evaluate import finetune
 from .evaluate.embedding import features_through
 from .evaluate.features import features, fingerprint, kept_features
+from .evaluate.finetune import NAME as FINETUNE
+from .evaluate.finetune import Settings, finetune_v1
 from .evaluate.protocols import DEFAULT, PROTOCOLS, Result, Skipped, check, evaluate_features
 from .evaluate.tasks import Outside
 from .explain.maps import explain_images
@@ -37,7 +38,7 @@ NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
 class Measures:
     """The settings of protocols that have any, a table each."""
 
-    finetune: finetune.Settings = field(default_factory=finetune.Settings)
+    finetune: Settings = field(default_factory=Settings)
 
 
 def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
@@ -62,12 +63,12 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
         Refused: unknown protocol or setting, images without labels, no class in common. Failed: a loss was not finite.
     """
     console = console or Console()
-    check(protocols or (), [*PROTOCOLS, finetune.NAME])
-    tuned, pooled = finetune.NAME in (protocols or ()), [name for name in protocols or () if name != finetune.NAME]
+    check(protocols or (), [*PROTOCOLS, FINETUNE])
+    tuned, pooled = FINETUNE in (protocols or ()), [name for name in protocols or () if name != FINETUNE]
     if ood is not None and "ood-v1" not in pooled:
         raise Refused(f"--ood {ood} is read by ood-v1 alone; add --protocol ood-v1.")
     if (shares or overrides) and not tuned:
-        raise Refused(f"{'--share' if shares else '--set'} is read by {finetune.NAME} alone; add --protocol {finetune.NAME}.")
+        raise Refused(f"{'--share' if shares else '--set'} is read by {FINETUNE} alone; add --protocol {FINETUNE}.")
     tree = merge(overrides) if isinstance(overrides, Mapping) else merge(*map(parse_override, overrides))
     measures = fill(Measures, merge(tree, {"finetune": {"shares": list(shares)}} if shares else {}))
     backbone, device, folder = load(run), device_name(), Path(run)
@@ -110,7 +111,7 @@ def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protoco
         outside=None if ood is None else Outside(vectors[2], sets[2].groups, sets[2].fingerprint))
 
 
-def fine_tune(folder: Path, backbone: Backbone, sets: list[Images], settings: finetune.Settings, seed: int, device: str,
+def fine_tune(folder: Path, backbone: Backbone, sets: list[Images], settings: Settings, seed: int, device: str,
               console: Console) -> tuple[list[Result], list[Skipped]]:
     """Numbers of finetune-v1, of the backbone and of the run's random start; those of each are kept as soon as they are there."""
     def trained(drop_path: float) -> Encoder:
@@ -129,10 +130,10 @@ def fine_tune(folder: Path, backbone: Backbone, sets: list[Images], settings: fi
             starts["random"] = lambda drop_path: make_encoder(
                 replace(config, encoder=replace(config.encoder, drop_path=drop_path)), method, backbone.channels)
         except Refused as error:  # a backbone without its run, or a method that is not here
-            skipped.append(Skipped(finetune.NAME, f"random weights are left out: {error}"))
+            skipped.append(Skipped(FINETUNE, f"random weights are left out: {error}"))
     for name, make in starts.items():
         with Bar(console, title=f"fine-tuning {name} weights") as bar:
-            found, left = finetune.finetune_v1(
+            found, left = finetune_v1(
                 make, sets[0], sets[1], settings, backbone=name, seed=seed, mean=backbone.mean, std=backbone.std, device=device,
                 precision="bf16-mixed" if device == "cuda" else "32-true",
                 say=lambda text: console.print(text, soft_wrap=True, highlight=False),
