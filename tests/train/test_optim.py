@@ -29,16 +29,16 @@ def test_vit_b_of_mae_gives_its_patches_the_rate_of_the_paper():
 
 
 def test_the_layers_of_cnns_by_hand():
-    """ResNet-10 has a stem and four stages of one block, and our classifier behind; ConvNeXt has its last norm with it."""
+    """ResNet-10 has a stem and four stages of one block, and our classifier behind; ConvNeXt's last norm is with its last block."""
     scales = layer_scales(Encoder("resnet10t", image_size=(32, 32)), 0.5)
     assert scales["model.conv1.0.weight"] == scales["model.bn1.weight"] == 0.5**5
     assert [scales[f"model.layer{i}.0.conv1.weight"] for i in (1, 2, 3, 4)] == [0.5**4, 0.5**3, 0.5**2, 0.5]
     encoder = Encoder("convnext_mini", image_size=(16, 16))
     scales = layer_scales(encoder, 0.5)
-    assert set(scales) == {name for name, _ in encoder.named_parameters()} and scales["model.head.norm.weight"] == 1.0
+    assert set(scales) == {name for name, _ in encoder.named_parameters()} and scales["model.norm_pre.weight"] == 0.5
     depths = [len(stage.blocks) for stage in encoder.model.stages]
-    downs = sum(any(True for _ in stage.downsample.parameters()) for stage in encoder.model.stages)
-    assert scales["model.stem.0.weight"] == 0.5 ** (1 + sum(depths) + downs)  # timm counts a downsampling as a layer
+    assert depths == [2, 2, 6, 2] and scales["model.stem.0.weight"] == 0.5**13
+    assert scales["model.stages.1.downsample.1.weight"] == scales["model.stages.1.blocks.0.mlp.fc1.weight"] == 0.5**10
     assert scales[f"model.stages.3.blocks.{depths[3] - 1}.mlp.fc1.weight"] == 0.5
 
 

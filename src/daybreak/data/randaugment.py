@@ -46,25 +46,25 @@ UNSIGNED: Mapping[str, Operation] = {
     "solarize": lambda x, m, fill: functional.solarize(x, 1 - m),
     "solarize add": lambda x, m, fill: solarize_add(x, 110 / 255 * m),
 }
-GEOMETRIC: Mapping[str, Operation] = {  # signed, as are those of colour
+SIGNED: Mapping[str, Operation] = {
     "rotate": lambda x, m, fill: move(x, fill, angle=30 * m),
     "shear x": lambda x, m, fill: move(x, fill, shear=(0.3 * m, 0.0)),
     "shear y": lambda x, m, fill: move(x, fill, shear=(0.0, 0.3 * m)),
     "translate x": lambda x, m, fill: move(x, fill, right=0.45 * m),
     "translate y": lambda x, m, fill: move(x, fill, down=0.45 * m),
-}
-COLOURED: Mapping[str, Operation] = {  # of images with 1 or 3 channels
     "brightness": lambda x, m, fill: functional.adjust_brightness(x, 1 + 0.9 * m),
     "contrast": lambda x, m, fill: functional.adjust_contrast(x, 1 + 0.9 * m),
     "sharpness": lambda x, m, fill: functional.adjust_sharpness(x, 1 + 0.9 * m),
+    "saturation": lambda x, m, fill: functional.adjust_saturation(x, 1 + 0.9 * m),
 }
-SATURATION: Mapping[str, Operation] = {"saturation": lambda x, m, fill: functional.adjust_saturation(x, 1 + 0.9 * m)}
+OF_COLOUR = ("saturation",)  # of RGB only
+OF_GREY_OR_RGB = ("autocontrast", "brightness", "contrast", "sharpness")  # torchvision refuses other numbers of channels
 
 
 def operations_for(channels: int) -> dict[str, Operation]:
-    """The operations for images of so many channels, by name: all 15 for RGB, 14 for grey, else the 11 that know no colour."""
-    coloured = {**COLOURED, **(SATURATION if channels == 3 else {})} if channels in (1, 3) else {}
-    return {**UNSIGNED, **GEOMETRIC, **coloured}
+    """The operations for images of so many channels, by name: all 15 for RGB, 14 for grey, else 10."""
+    left_out = () if channels == 3 else OF_COLOUR if channels == 1 else (*OF_COLOUR, *OF_GREY_OR_RGB)
+    return {name: operation for name, operation in {**UNSIGNED, **SIGNED}.items() if name not in left_out}
 
 
 @torch.no_grad()
@@ -82,9 +82,10 @@ def rand_augment(images: Tensor, random: Random, magnitude: float, fill: Sequenc
         return images
     table = operations_for(images.shape[1])
     names = list(table)
+    signed = torch.tensor([name in SIGNED for name in names])
     draws = random("randaugment", (len(images), NUM_OPERATIONS, 4))  # (B, 2, 4): which, whether, stronger, sign
     which = (draws[..., 0] * len(names)).long()
-    codes = 4 * which + 2 * (draws[..., 2] < 0.5) + ((draws[..., 3] < 0.5) & (which >= len(UNSIGNED)))
+    codes = 4 * which + 2 * (draws[..., 2] < 0.5) + ((draws[..., 3] < 0.5) & signed[which])
     codes = codes.masked_fill(draws[..., 1] >= PROBABILITY, -1)
     for turn in range(NUM_OPERATIONS):
         for code in codes[:, turn].unique().tolist():

@@ -25,9 +25,9 @@ def peak_rate(training: Training) -> float:
 def layer_scales(encoder: Encoder, decay: float) -> dict[str, float]:
     """The share of the learning rate that each parameter of an encoder gets, by name: decay^(n - i) in layer i.
 
-    Layer n is a classifier upon the encoder, with what stands behind the last block (the final normalisation). In a ViT
-    the tokens, positions and patch projection are layer 0 and block k is layer k + 1, so that n = depth + 1 (BEiT,
-    arXiv 2106.08254, as MAE fine-tunes); in a CNN timm says which block is which layer.
+    Layer n is a classifier upon the encoder. In a ViT the tokens, positions and patch projection are layer 0, block k is
+    layer k + 1 and the final normalisation stands with the classifier, so that n = depth + 1 (BEiT, arXiv 2106.08254, as
+    MAE fine-tunes); in a CNN timm says what is which layer.
 
     Args:
         decay: in (0, 1]; 1 gives every layer the whole rate.
