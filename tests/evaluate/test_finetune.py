@@ -160,7 +160,7 @@ def test_several_labels_are_measured_by_mean_auc(sides):
         return replace(images, labels=Labels("multi", values, ("first two", "even")))
 
     train, test = map(several, sides)
-    settings = Settings(epochs=24, batch_size=32, learning_rate=2e-3, layer_decay=0.9, **PLAIN)
+    settings = Settings(epochs=12, batch_size=32, learning_rate=2e-3, layer_decay=0.9, **PLAIN)
     results, _ = finetune_v1(encoder, train, test, settings, **how(train))
     numbers = {r.metric: r for r in results}
     assert numbers["mean AUC"].value > 0.75 and 0 < numbers["mean AUC"].error < 0.1 and "AUC (even)" in numbers
