@@ -16,6 +16,7 @@ import daybreak
 from daybreak import verbs
 from daybreak.cli import main
 from daybreak.errors import Failed, Refused
+from daybreak.evaluate import finetune
 from daybreak.evaluate.dense import DENSE
 from daybreak.evaluate.protocols import PROTOCOLS
 from daybreak.methods import base
@@ -98,6 +99,24 @@ def test_evaluations_are_kept_with_their_vectors_and_compared(run, textures, tmp
     assert "knn-v1 accuracy" in out and "fewshot-v1 accuracy (4 a class)" in out
     code, _, err = say(capsys, *command, "--ood", textures)
     assert code == 2 and "add --protocol ood-v1" in err
+
+
+def test_fine_tuning_stands_beside_random_weights_and_its_settings_are_noted(run, textures, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder / "backbone", folder / "backbone")
+    shutil.copy(run.folder / "config.toml", folder)
+    command = ["evaluate", folder, "--train", textures, "--test", textures]
+    tuned = [*command, "--protocol", "finetune-v1", "--share", "0.1", "--set", "finetune.epochs=1"]
+    out = main_ok(capsys, *tuned)
+    assert "finetune-v1 accuracy (10% of the labels) of random weights" in out and "60 images: epochs 1, batch size 16" in out
+    rows = json.loads((folder / "evaluations.json").read_text())
+    assert {(r["backbone"], r["num_train"], r["settings"]) for r in rows} == {
+        ("trained", 60, "epochs = 1"), ("random", 60, "epochs = 1")}
+    assert len({r["backbone_hash"] for r in rows}) == 2
+    code, _, err = say(capsys, *command, "--share", "0.1")
+    assert code == 2 and "add --protocol finetune-v1" in err
+    code, _, err = say(capsys, *tuned, "--set", "finetune.epoch=2")
+    assert code == 2 and "did you mean 'epochs'?" in err
 
 
 def test_export_writes_what_timm_opens(run, tmp_path, capsys):
@@ -310,10 +329,11 @@ def test_the_flags_are_frozen():
     assert list(inspect.signature(cli.pack).parameters) == [
         "data", "out", "short_side", "encoding", "quality", "workers", "label", "group", "max_bad", "verify"]
     assert list(inspect.signature(cli.evaluate).parameters) == [
-        "run", "train", "test", "protocol", "label", "group", "ood", "void", "seed"]
+        "run", "train", "test", "protocol", "label", "group", "ood", "void", "share", "set", "seed"]
+    assert list(inspect.signature(cli.embed).parameters) == ["run", "data", "out", "label", "group", "max_bad"]
     assert list(inspect.signature(cli.compare).parameters) == ["runs", "out"]
     protocol = typing.get_type_hints(cli.evaluate, include_extras=True)["protocol"].__metadata__[0]
-    assert all(name in protocol.help for name in [*PROTOCOLS, *DENSE])
+    assert all(name in protocol.help for name in [*PROTOCOLS, *DENSE, finetune.NAME])
 
 
 

@@ -102,17 +102,20 @@ def evaluate(run: RunFolder,
              protocol: Annotated[list[str] | None, typer.Option(
                  help="repeatable: knn-v1, linear-v1 (default), logistic-v1, fewshot-v1, nearest-mean-v1, retrieval-v1, "
                       "multilabel-v1 (default of several labels an image), ood-v1, rank-v1; of images with masks: segment-v1, "
-                      "patch-prompt-v1")] = None,
+                      "patch-prompt-v1; finetune-v1")] = None,
              label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
              group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
              ood: Annotated[str | None, typer.Option(help="images of other kinds, for ood-v1")] = None,
              void: Annotated[list[int] | None, typer.Option(help="no class in masks; repeatable; default 255")] = None,
+             share: Annotated[list[float] | None, typer.Option(
+                 help="of the labels that finetune-v1 trains on, as 0.1; repeatable; default 1")] = None,
+             set: Annotated[list[str] | None, typer.Option(help="key=value, as finetune.epochs=20; repeatable")] = None,
              seed: Annotated[int, typer.Option(help="default 0")] = 0) -> None:
     """Measure a backbone on labelled images, or images with masks."""
     from . import verbs
 
     verbs.evaluate(run, train=train, test=test, protocols=protocol, label=label, group=group, ood=ood, void=void,
-                   seed=seed)
+                   shares=share, overrides=set or (), seed=seed)
 
 
 @app.command()
@@ -137,11 +140,15 @@ def rank(data: Data,
 
 
 @app.command()
-def embed(run: RunFolder, data: Data, out: Annotated[Path, typer.Option(help="Parquet file")]) -> None:
+def embed(run: RunFolder, data: Data,
+          out: Annotated[Path, typer.Option(help="Parquet file; after an interruption the same command goes on")],
+          label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
+          group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
+          max_bad: Annotated[float, typer.Option(help="share of unreadable images that stops it")] = 0.05) -> None:
     """Write the vector of every image, with key, label and group."""
     from . import verbs
 
-    verbs.embed(run, data, out=out)
+    verbs.embed(run, data, out=out, label=label, group=group, max_bad=max_bad)
 
 
 @app.command()

@@ -16,8 +16,9 @@ from .review import read_results
 KEPT = "evaluations.json"
 NO_SHARES = ("threshold", "intra", "inter", "d'")  # metrics of patch-prompt that are no shares of 1
 DRAWN = ("fewshot", "nearest-mean")  # protocols whose task itself, not only its noise, the seed decides
+SOME_LABELS = "of the labels)"  # ends the name of a number for which the seed drew the images trained on
 MUST_AGREE = {"data": "training images", "test_data": "test images", "num_train": "number of training images",
-              "num_test": "number of test images", "num_classes": "number of classes"}
+              "num_test": "number of test images", "num_classes": "number of classes", "settings": "settings"}
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ def told(result: Result) -> str:
 def keep_results(folder: Path, results: list[Result]) -> Path:
     """Add numbers to ``evaluations.json`` of a run and return its path.
 
-    They replace those of the same name, data and seed, and all of trained weights that stand there no longer.
+    They replace those of the same name, data, seed and settings, and all of trained weights that stand there no longer.
     """
     def whose(r: Result) -> tuple:
-        return r.protocol, r.version, r.metric, r.backbone, r.data, r.test_data, r.seed
+        return r.protocol, r.version, r.metric, r.backbone, r.data, r.test_data, r.seed, r.settings
 
     path, new = folder / KEPT, {whose(r) for r in results}
     weights = {r.backbone_hash for r in results if r.backbone == "trained"}
@@ -80,7 +81,7 @@ def name_of(r: Result) -> str:
 def conditions(r: Result) -> dict[str, object]:
     """What two numbers of one name must have in common."""
     found = {words: getattr(r, field) for field, words in MUST_AGREE.items()}
-    if r.protocol in DRAWN:
+    if r.protocol in DRAWN or r.metric.endswith(SOME_LABELS):
         found["seed"] = r.seed
     if r.protocol == "rank":
         found["width of the vectors"] = r.width

@@ -1,7 +1,9 @@
 """The verbs that look at the backbone of a run: evaluate, compare, rank, embed, explain, export."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import torch
 from rich.console import Console
 
 from .compare import Row, compare_runs, keep_results, told
+from .config import fill, merge, parse_override
 from .data.images import Images, open_images
 from .data.masks import VOID, open_masks
 from .data.sources import printable
-from .errors import Refused, nearest
+from .errors import Failed, Refused, nearest
 from .evaluate.dense import DENSE, WORDS, check_vits, evaluate_patches
+from .evaluate.embedding import features_through
 from .evaluate.features import features, fingerprint, kept_features, view_features
+from .evaluate.finetune import NAME as FINETUNE
+from .evaluate.finetune import Settings, finetune_v1
 from .evaluate.protocols import PROTOCOLS, Result, Skipped, check, default, evaluate_features, evaluate_scores
 from .evaluate.tasks import Outside
 from .evaluate.transfer import SCORES
@@ -29,13 +35,22 @@ from .nn.label_tokens import Scores
 from .ranking import Ranked, rank_backbones
 from .report.explanation import write_explanation
 from .runs import device_name, make_encoder, read_run
+from .train.progress import Bar
 
 NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """The settings of protocols that have any, a table each."""
+
+    finetune: Settings = field(default_factory=Settings)
+
+
 def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols: Sequence[str] | None = None,
              label: str | None = None, group: str | None = None, ood: str | Path | None = None, void: Sequence[int] | None = None,
-             seed: int = 0, console: Console | None = None) -> list[Result]:
+             shares: Sequence[float] | None = None, overrides: Sequence[str] | Mapping[str, Any] = (), seed: int = 0,
+             console: Console | None = None) -> list[Result]:
     """Measure the backbone of a run on labelled images, print the table, add the numbers to the run's ``evaluations.json``.
 
     Vectors are kept in the run's ``features/`` and used again.
@@ -50,18 +65,26 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
         void: values of pixels in masks that are of no class, for segment-v1 and patch-prompt-v1; None takes 255. These two
             also measure random weights, raw pixels and a constant; of data with splits they train on ``train`` and test on
             ``val``, or else ``test``.
+        shares: of the labels, above 0 up to 1, that finetune-v1 trains on, each by itself; all of them by default.
+        overrides: ``["finetune.epochs=20"]`` or a nested mapping; see ``daybreak.evaluate.finetune.Settings``.
         seed: of draws, orders and resamples.
 
     Raises:
-        Refused: unknown protocol, images without labels or masks, no class in common, a CNN where patches are judged.
+        Refused: unknown protocol or setting, images without labels or masks, no class in common, a CNN where patches are
+            judged. Failed: a loss was not finite.
     """
     console = console or Console()
-    check(protocols or (), [*PROTOCOLS, *DENSE])
-    dense, pooled = ([name for name in protocols or () if (name in DENSE) is side] for side in (True, False))
+    check(protocols or (), [*PROTOCOLS, *DENSE, FINETUNE])
+    dense, pooled = [name for name in protocols or () if name in DENSE], [name for name in protocols or () if name in PROTOCOLS]
+    tuned = FINETUNE in (protocols or ())
     if ood is not None and "ood-v1" not in pooled:
         raise Refused(f"--ood {ood} is read by ood-v1 alone; add --protocol ood-v1.")
     if void is not None and not dense:
         raise Refused(f"--void is read by {' and '.join(DENSE)} alone; add --protocol {next(iter(DENSE))}.")
+    if (shares or overrides) and not tuned:
+        raise Refused(f"{'--share' if shares else '--set'} is read by {FINETUNE} alone; add --protocol {FINETUNE}.")
+    tree = merge(overrides) if isinstance(overrides, Mapping) else merge(*map(parse_override, overrides))
+    measures = fill(Measures, merge(tree, {"finetune": {"shares": list(shares)}} if shares else {}))
     backbone, device, folder = load(run), device_name(), Path(run)
     backbone.encoder.to(device)
     if dense:
@@ -69,10 +92,13 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
     sets = [open_images(path, label=label, channels=backbone.channels, group=group) for path in (train, test)]
     results, skipped = ([], []) if not dense else measure_patches(
         folder, backbone, sets, dense, VOID if void is None else void, seed, device, console)
-    if pooled or not dense:
+    if pooled or not protocols:
         more = measure_pooled(folder, backbone, sets, pooled, ood, seed, device, console)
         results, skipped = results + more[0], skipped + more[1]
-    for left in skipped:
+    if tuned:
+        more = fine_tune(folder, backbone, sets, measures.finetune, seed, device, console)
+        results, skipped = results + more[0], skipped + more[1]
+    for left in dict.fromkeys(skipped):
         console.print(f"note: {left}", soft_wrap=True, highlight=False)
     if not results:
         raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
@@ -153,6 +179,38 @@ def lines(results: list[Result]) -> list[str]:
     return found
 
 
+def fine_tune(folder: Path, backbone: Backbone, sets: list[Images], settings: Settings, seed: int, device: str,
+              console: Console) -> tuple[list[Result], list[Skipped]]:
+    """Numbers of finetune-v1, of the backbone and of the run's random start; those of each are kept as soon as they are there."""
+    def trained(drop_path: float) -> Encoder:
+        settings: dict[str, Any] = dict(backbone.encoder.settings)
+        encoder = Encoder(**settings, drop_path=drop_path)
+        encoder.load_state_dict(backbone.encoder.state_dict())
+        return encoder
+
+    starts: dict[Any, Callable[[float], Encoder]] = {"trained": trained}
+    results: list[Result] = []
+    skipped: list[Skipped] = []
+    if settings.scratch:
+        try:
+            config = read_run(folder)
+            method = find(config.method_name)
+            starts["random"] = lambda drop_path: make_encoder(
+                replace(config, encoder=replace(config.encoder, drop_path=drop_path)), method, backbone.channels)
+        except Refused as error:  # a backbone without its run, or a method that is not here
+            skipped.append(Skipped(FINETUNE, f"random weights are left out: {error}"))
+    for name, make in starts.items():
+        with Bar(console, title=f"fine-tuning {name} weights") as bar:
+            found, left = finetune_v1(
+                make, sets[0], sets[1], settings, backbone=name, seed=seed, mean=backbone.mean, std=backbone.std, device=device,
+                precision="bf16-mixed" if device == "cuda" else "32-true",
+                say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+                progress=partial(bar.count, unit="images"))
+        keep_results(folder, found)
+        results, skipped = results + found, skipped + left
+    return results, skipped
+
+
 def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, console: Console | None = None) -> list[Row]:
     """Print the numbers of the trained backbones of runs side by side, and mark those that differ from the first's.
 
@@ -198,17 +256,33 @@ def rank(data: str | Path, backbones: Sequence[str | Path], *, label: str | None
 
 
 def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | None = None, group: str | None = None,
-          console: Console | None = None) -> Path:
-    """Write a Parquet file with key, label and group (where there are any) and vector of every readable image."""
+          max_bad: float = 0.05, console: Console | None = None) -> Path:
+    """Write a Parquet file with key, label and group (where there are any) and vector of every readable image.
+
+    Until it is written, what is done is kept in ``.NAME.vectors`` beside it: after an interruption the same call goes on.
+
+    Args:
+        group: column of what belongs together. max_bad: share of unreadable images above which nothing is done.
+
+    Raises:
+        Refused: no backbone, no images, too many unreadable. Failed: interrupted.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     console = console or Console()
     backbone, device, out = load(run), device_name(), Path(out)
     backbone.encoder.to(device)
-    images = open_images(data, label=label, group=group, channels=backbone.channels)
+    images = open_images(data, label=label, group=group, channels=backbone.channels, max_bad=max_bad)
     console.print(f"data: {images.sentence()}", soft_wrap=True)
-    vectors = features(backbone.encoder, images, size=backbone.size, device=device, mean=backbone.mean, std=backbone.std)
+    kept = out.with_name(f".{out.name}.vectors")
+    try:
+        with Bar(console, title="embedding") as bar:
+            vectors = features_through(kept, backbone.encoder, images, size=backbone.size, mean=backbone.mean, std=backbone.std,
+                                       device=device, say=lambda text: console.print(text, soft_wrap=True, highlight=False),
+                                       progress=partial(bar.count, unit="images"))
+    except KeyboardInterrupt:
+        raise Failed(f"{out}: interrupted; the vectors that are done stay in {kept}, and the same command goes on.") from None
     columns: dict[str, Any] = {"key": list(map(printable, images.keys))}
     if images.labels is not None:
         values = images.labels.values
@@ -217,10 +291,10 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
     if images.groups is not None:
         columns["group"] = list(map(printable, images.groups))
     columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.numpy().ravel()), vectors.shape[1])
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.part")
     pq.write_table(pa.table(columns), beside)
     os.replace(beside, out)
+    kept.unlink()
     console.print(f"{len(images):,} vectors of width {vectors.shape[1]}: {out}", soft_wrap=True)
     return out
 

@@ -126,20 +126,26 @@ def fingerprint(encoder: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
+def identity(encoder: nn.Module, images: "Images", size: tuple[int, int], mean: Sequence[float],
+             std: Sequence[float]) -> dict[str, str]:
+    """What vectors depend on, in words: the weights, the data (fingerprint, channels, bits, order of the keys), the transform."""
+    return {"backbone": fingerprint(encoder), "data": images.fingerprint,
+            "images": f"{images.channels} channels, {images.depth} bits, background {images.background}, keys "
+                      + hashlib.sha256("\0".join(images.keys).encode("utf-8", "surrogateescape")).hexdigest()[:16],
+            "transform": f"{size[0]} x {size[1]} pixels, mean {list(mean)}, std {list(std)}"}
+
+
 def kept_features(folder: Path, encoder: nn.Module, images: "Images", *, size: tuple[int, int], mean: Sequence[float],
                   std: Sequence[float], device: str | torch.device = "cpu", threads: int | None = None) -> tuple[Tensor, str]:
     """As ``features`` in float32, read from a file in ``folder`` if the same vectors were computed before, else written there.
 
-    The name of the file is a hash of the weights, the data (fingerprint, channels, bits and the order of the keys)
-    and the transform, so what changes any of them is computed anew; a file that is damaged is replaced.
+    The name of the file is a hash of ``identity``, so what changes any of it is computed anew; a file that is damaged
+    is replaced.
 
     Returns:
         The vectors (N, D), and a sentence on where they are or come from.
     """
-    key = {"backbone": fingerprint(encoder), "data": images.fingerprint,
-           "images": f"{images.channels} channels, {images.depth} bits, background {images.background}, keys "
-                     + hashlib.sha256("\0".join(images.keys).encode("utf-8", "surrogateescape")).hexdigest()[:16],
-           "transform": f"{size[0]} x {size[1]} pixels, mean {list(mean)}, std {list(std)}"}
+    key = identity(encoder, images, size, mean, std)
     path = folder / f"{hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]}.safetensors"
     if path.is_file():
         try:

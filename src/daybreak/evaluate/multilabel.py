@@ -28,12 +28,14 @@ def multilabel_v1(train: Tensor, train_labels: Tensor, queries: Tensor, query_la
         groups, query_groups: what is held out, and resampled, as one.
     """
     x, z = (table.double().numpy() for table in standardise_by(train, train, queries))
-    weight, bias = fit_chosen(x, train_labels.double().numpy(), groups)
-    return ranked(z @ weight + bias, query_labels.double().numpy(), classes, seed=seed, groups=query_groups)
+    y, truth = (table.double().numpy() for table in (train_labels, query_labels))
+    weight, bias = fit_chosen(x, y, groups)
+    return judge_labels(z @ weight + bias, truth, classes, seed=seed, groups=query_groups)
 
 
-def ranked(scores: np.ndarray, truth: np.ndarray, classes: tuple[str, ...], *, seed: int, groups: list[str] | None) -> list[Number]:
-    """The numbers of multilabel-v1, of scores (n, C) for labels (n, C) of 0, 1 and NaN that each have both values."""
+def judge_labels(scores: np.ndarray, truth: np.ndarray, classes: tuple[str, ...], *, seed: int = 0,
+                 groups: list[str] | None = None) -> list[Number]:
+    """AUC and average precision of scores (n, C) against labels (n, C) of 0, 1 and NaN, their means first, with errors."""
     known = ~np.isnan(truth)
     rankings = [Ranking(scores[known[:, c], c], truth[known[:, c], c] == 1) for c in range(len(classes))]
 

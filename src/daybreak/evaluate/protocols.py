@@ -17,7 +17,7 @@ from .knn import K, knn_v1
 from .linear import linear_v1
 from .logistic import logistic_v1
 from .metrics import Number, Scores
-from .multilabel import multilabel_v1, ranked
+from .multilabel import judge_labels, multilabel_v1
 from .nearest_mean import incremental, nearest_mean_v1
 from .ood import ood_v1
 from .rank import rank_v1
@@ -48,6 +48,7 @@ class Result:
     test_data: str = ""  # fingerprint of the test images, "+" and that of the OOD images where there are any
     backbone_hash: str = ""  # of the weights, "" for pixels and constants
     width: int = 0  # of the vectors
+    settings: str = ""  # what was set other than the protocol has it, such as "epochs = 20"
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,6 @@ def evaluate_scores(scores: Tensor, names: Sequence[str], labels: "Labels | None
         return [], notes
     truth = np.stack([columns[name] for name in judged_names], 1).astype(np.float64)
     table = scores[:, [list(names).index(name) for name in judged_names]].double().numpy()
-    numbers = ranked(table, truth, judged_names, seed=seed, groups=groups)
+    numbers = judge_labels(table, truth, judged_names, seed=seed, groups=groups)
     return [Result("label-tokens", "v1", n.metric, n.value, n.error, "trained", data, seed, 0, len(scores), len(judged_names),
                    test_data, backbone_hash) for n in numbers], notes
