@@ -108,7 +108,8 @@ def test_fine_tuning_stands_beside_random_weights_and_its_settings_are_noted(run
     command = ["evaluate", folder, "--train", textures, "--test", textures]
     tuned = [*command, "--protocol", "finetune-v1", "--share", "0.1", "--set", "finetune.epochs=1"]
     out = main_ok(capsys, *tuned)
-    assert "finetune-v1 accuracy (10% of the labels) of random weights" in out and "60 images: epochs 1, batch size 16" in out
+    assert "finetune-v1 accuracy (10% of the labels): " in out and "(random weights " in out
+    assert "60 images: epochs 1, batch size 16" in out
     rows = json.loads((folder / "evaluations.json").read_text())
     assert {(r["backbone"], r["num_train"], r["settings"]) for r in rows} == {
         ("trained", 60, "epochs = 1"), ("random", 60, "epochs = 1")}
