@@ -41,6 +41,7 @@ def newest(run: Path) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_ten_kills_change_no_bit(textures, tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["daybreak.verbs", "torch.utils.tensorboard"])

@@ -368,7 +368,7 @@ def test_control_c_ends_a_program_at_once(folder):
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=15)  # the batches on their way would take 50 seconds
+    _, errors = process.communicate(timeout=40)  # the batches on their way would take 50 seconds
     assert process.returncode in (-signal.SIGINT, 130) and errors.count("Traceback") == 1, errors
     assert errors.strip().endswith("KeyboardInterrupt")
 
