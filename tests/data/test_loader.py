@@ -352,11 +352,12 @@ def test_an_interrupt_loses_no_batch(base, images, monkeypatch):
 def test_control_c_ends_a_program_at_once(folder):
     """One that only iterates, with batches of many seconds on their way."""
     program = textwrap.dedent(f"""
-        import contextlib, time
+        import contextlib, signal, time
         from daybreak.data.images import Images, open_images
         from daybreak.data.loader import Loader
         from daybreak.data.views import View
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
         images, pixels = open_images({str(folder)!r}), Images.pixels
         Images.pixels = lambda self, data, reduce=1: time.sleep(1) or pixels(self, data, reduce)
         with contextlib.closing(Loader(images, [View(size=8)], 50, seed=0, threads=2)) as loader:
@@ -368,7 +369,7 @@ def test_control_c_ends_a_program_at_once(folder):
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=40)  # the batches on their way would take 50 seconds
+    _, errors = process.communicate(timeout=30)  # the batches on their way would take 50 seconds
     assert process.returncode in (-signal.SIGINT, 130) and errors.count("Traceback") == 1, errors
     assert errors.strip().endswith("KeyboardInterrupt")
 
