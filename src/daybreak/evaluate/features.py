@@ -52,7 +52,7 @@ def features(encoder: nn.Module, images: "Images", *, size: tuple[int, int], bat
     with at_rest(encoder), torch.inference_mode(), torch.autocast(kind, narrow, enabled=narrow is not None):
         for _, batch in evaluation_batches(images, *size, batch_size, threads, fit="whole" if patches else "centre"):
             normalised = (unit(batch.to(device)) - shift) / scale  # (B, C, H, W)
-            made = encoder.map(normalised) if patches else encoder.pooled(normalised)  # type: ignore[operator] (any module with these two)
+            made = encoder.map(normalised) if patches else encoder.pooled(normalised)  # type: ignore[operator]  # any module with these two
             found.append(made.float().cpu())
     return torch.cat(found).clone()  # a tensor made in inference mode can't be trained on
 
