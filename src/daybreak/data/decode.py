@@ -19,14 +19,8 @@ ORIENTATION = 0x0112  # the tag of Exif 2.3
 SLIGHT = 1.25  # a shrink so small that no filter is missed
 FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # they hold the size: ITU T.81, B.1.1.3
 PNM = re.compile(rb"P([56])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)\s")
-REDUCED = {
-    (1, 2): cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    (1, 4): cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    (1, 8): cv2.IMREAD_REDUCED_GRAYSCALE_8,
-    (3, 2): cv2.IMREAD_REDUCED_COLOR_2,
-    (3, 4): cv2.IMREAD_REDUCED_COLOR_4,
-    (3, 8): cv2.IMREAD_REDUCED_COLOR_8,
-}
+RGB = cv2.IMREAD_COLOR_RGB
+REDUCED = {2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4, 8: cv2.IMREAD_REDUCED_GRAYSCALE_8}
 
 
 class Unreadable(Exception):
@@ -258,21 +252,19 @@ def _orientation(tiff: bytes) -> int:
 
 
 def _decode_opencv(data: np.ndarray, header: Header, channels: int, reduce: int) -> np.ndarray:
-    grey = channels == 1
-    if header.format == "jpeg" and reduce > 1:
-        how = REDUCED[channels, reduce]
-    elif header.depth == 16:  # at the stored depth, because OpenCV's own reduction to 8 bits does not round
-        how = cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_GRAYSCALE if header.channels == 1 else cv2.IMREAD_COLOR)
+    colours = RGB if header.channels > 1 else cv2.IMREAD_GRAYSCALE
+    if header.depth == 16:  # at the stored depth, because OpenCV's own reduction to 8 bits does not round
+        how = cv2.IMREAD_ANYDEPTH | colours
     else:
-        how = cv2.IMREAD_GRAYSCALE if grey or header.channels == 1 else cv2.IMREAD_COLOR
+        how = cv2.IMREAD_GRAYSCALE if channels == 1 else colours
+        if header.format == "jpeg" and reduce > 1:
+            how |= REDUCED[reduce]
     try:
         image = cv2.imdecode(data, how | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise Unreadable(f"OpenCV can't decode it: {error.err}") from error
     if image is None:
         raise Unreadable(f"damaged {header.format.upper()} data")
-    if image.ndim == 3:
-        cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
     return image
 
 

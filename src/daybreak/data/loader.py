@@ -50,10 +50,10 @@ class Slot:
 
     def __init__(self, views: list[View], size: int, channels: int, dtype: torch.dtype, pin: bool):
         self.tensors = [
-            torch.empty(size, view.height, view.width, channels, dtype=dtype, pin_memory=pin)
+            torch.empty(size, channels, view.height, view.width, dtype=dtype, pin_memory=pin)
             for view in views
         ]
-        self.buffers = [tensor.numpy() for tensor in self.tensors]  # V times (B, h, w, C), the same memory
+        self.buffers = [tensor.numpy() for tensor in self.tensors]  # V times (B, C, h, w), the same memory
         self.copied: torch.cuda.Event | None = None  # when the device has read what was last in here
 
 
@@ -182,7 +182,7 @@ class Loader:
         self.yielded = job.slot
         index = torch.from_numpy(job.index)
         return Batch(
-            images=[tensor.permute(0, 3, 1, 2) for tensor in job.slot.tensors],  # V times (B, C, h, w)
+            images=list(job.slot.tensors),
             boxes=torch.from_numpy(fractions(job.boxes, job.sizes)),
             flips=torch.from_numpy(job.flips),
             index=index,
@@ -273,11 +273,11 @@ class Loader:
 
 
 def place(crop: np.ndarray, out: np.ndarray, *, flip: bool = False) -> None:
-    """Resize a crop (H, W, C) into its place ``out`` (h, w, C), mirrored left to right if asked."""
+    """Resize a crop (H, W, C) into its place ``out`` (C, h, w), mirrored left to right if asked."""
+    image = resize(crop, *out.shape[1:])
     if flip:
-        cv2.flip(resize(crop, out.shape[0], out.shape[1]), 1, dst=out[:, :, 0] if out.shape[2] == 1 else out)
-    else:
-        resize(crop, out.shape[0], out.shape[1], out=out)
+        cv2.flip(image, 1, dst=image)
+    cv2.split(image, list(out))
 
 
 def _cut(image: np.ndarray, box: list[int], height: int, width: int) -> np.ndarray:
@@ -324,8 +324,8 @@ def evaluation_batches(
     with ThreadPoolExecutor(threads, "evaluation") as pool:
         for start in range(0, len(images), batch_size):
             index = np.arange(start, min(start + batch_size, len(images)))
-            shape = (len(index), height, width, images.channels)
+            shape = (len(index), images.channels, height, width)
             buffer = np.empty(shape, np.uint8 if images.depth == 8 else np.uint16)
             cuts = range(size, len(index), size)
             list(pool.map(make, np.split(index, cuts), np.split(buffer, cuts)))
-            yield start, torch.from_numpy(buffer).permute(0, 3, 1, 2)
+            yield start, torch.from_numpy(buffer)

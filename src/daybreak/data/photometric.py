@@ -50,12 +50,15 @@ def augment(
     chunk = max(1, CHUNK_VALUES // (channels * height * width)) if images.is_cpu else batch
     for start in range(0, batch, chunk):
         rows = slice(start, start + chunk)
-        part = output[rows].copy_(images[rows]).mul_(1 / full)
+        part, unit = output[rows].copy_(images[rows]), full
+        if is_changed or not view.normalise:
+            part.mul_(1 / full)
+            unit = 1
         if is_changed:
             _apply(part, view, {name: values[rows] for name, values in draws.items()})
         if view.normalise:
             for channel in range(channels):  # plain numbers: a tensor of them would first have to be copied over
-                part[:, channel].sub_(mean[channel]).div_(std[channel])
+                part[:, channel].mul_(1 / (unit * std[channel])).sub_(mean[channel] / std[channel])
     return output
 
 
