@@ -91,8 +91,9 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
         check_vits({"trained": backbone.encoder}, dense)
     sets = [of_split(open_images(path, label=label, channels=backbone.channels, group=group), names, console)
             for path, names in ((train, ("train",)), (test, ("val", "test")))]
-    if sets[0].fingerprint == sets[1].fingerprint and (both := len(np.intersect1d(*(images.indices for images in sets)))):
-        console.print(f"note: {both:,} of {len(sets[1]):,} test images are training images too, which flatters the numbers; "
+    bank, queries = sets
+    if bank.fingerprint == queries.fingerprint and (both := len(np.intersect1d(bank.indices, queries.indices))):
+        console.print(f"note: {both:,} of {len(queries):,} test images are training images too, which flatters the numbers; "
                       "give others with --test.", soft_wrap=True, highlight=False)
     results, skipped = ([], []) if not dense else measure_patches(
         folder, backbone, sets, dense, VOID if void is None else void, seed, device, console)

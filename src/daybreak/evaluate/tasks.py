@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ..data.sources import Labels
 
-KINDS = {"class": "labels of one class an image", "multi": "several labels an image", "value": "numbers for labels"}
+KINDS = {"class": "one class an image", "multi": "several labels an image", "value": "numbers for labels"}
 
 
 class Outside(NamedTuple):
@@ -68,7 +68,7 @@ def why_not(labels: "Labels | None", kind: str = "class", whose: str = "images")
     """Why the labels of ``whose`` ("queries") give no number, as a sentence; empty if they do."""
     if labels is None:
         return f"The {whose} have no labels, so nothing can be right or wrong; give a folder for each class, or --label COLUMN."
-    return "" if labels.kind == kind else f"The {whose} have {KINDS[labels.kind]}; {KINDS[kind]} are needed."
+    return "" if labels.kind == kind else f"The {whose} have {KINDS[labels.kind]}; this protocol needs {KINDS[kind]}."
 
 
 def not_finite(vectors: Tensor, whose: str) -> str:
