@@ -35,7 +35,8 @@ MEASURES = {"spearman": spearmanr, "kendall": kendalltau, "weighted tau": weight
 def linear_accuracy(name: str, train: str, test: str, seed: int) -> float:
     """Accuracy of linear-v1 on the vectors of a backbone."""
     opened = open_backbone(name)
-    bank, queries = (open_images(path, channels=opened.backbone.channels) for path in (train, test))
+    bank, queries = (open_images(path, channels=opened.backbone.channels).of_split(*names)
+                     for path, names in ((train, ("train",)), (test, ("val", "test"))))
     results, skipped = evaluate_features(opened.vectors(bank)[0], bank.labels, opened.vectors(queries)[0], queries.labels,
                                          protocols=("linear-v1",), seed=seed)
     if not results:
@@ -93,6 +94,7 @@ def main() -> None:
     if arguments.json:
         machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
         with open(arguments.json, "w") as file:
+            rows = [{key: None if value != value else value for key, value in row.items()} for row in rows]  # JSON has no NaN
             json.dump({"machine": machine, "settings": vars(arguments), "backbones": tables, "rows": rows}, file, indent=1)
 
 

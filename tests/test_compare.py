@@ -76,9 +76,15 @@ def test_the_drawing_holds_the_numbers_on_one_scale_and_escapes_names(make, tmp_
     compare_runs(folders, Console(file=io.StringIO()), tmp_path / "new" / "table.html")
     text = (tmp_path / "new" / "table.html").read_text()
     assert "80.0% ± 2.0%" in text and "60.0% ± 2.0% *" in text and text.count('<svg class="strip"') == 2
+    assert "data-run='" in text and text.count("&lt;b&gt;'><span>60.0%") == 1 and "name='viewport'" in text
     assert "&lt;b&gt;" in text and "<b>" not in text.split("<body>")[1]
     ticks = [part.split("</svg>")[0].count('class="tick"') for part in text.split("<svg")[1:]]
     assert ticks[0] == ticks[1] > 1 and len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_names_in_brackets_are_no_markup(make):
+    _, text = run(make("[a]", replace(KNN, metric="AUC ([red])")), make("b", replace(KNN, metric="AUC ([red])")))
+    assert "AUC ([red])" in text and text.count("/[a]") == 2  # in the head and below the table
 
 
 def test_folders_without_numbers_and_single_runs_are_refused(make, tmp_path):

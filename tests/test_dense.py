@@ -6,6 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from test_run import main_ok, say
 
@@ -96,6 +97,7 @@ def test_from_images_and_masks_to_numbers(run, data, tmp_path, capsys):
     main_ok(capsys, "evaluate", folder, "--train", data, "--test", data, "--protocol", "rank-v1")
     after = json.loads((folder / "evaluations.json").read_text())
     assert [r for r in after if r["protocol"] != "rank"] == rows  # nothing of the other backbones is lost
+    assert {r["num_train"] for r in after if r["protocol"] == "rank"} == {12}  # the split, as for patches
     main_ok(capsys, "compare", folder, folder)
 
 
@@ -128,7 +130,14 @@ def test_bad_input_is_one_sentence(run, data, textures, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "odd/train/masks/3.png"), np.zeros((8, 8), np.uint8))
     code, _, err = say(capsys, *both(run, tmp_path / "odd"))
     assert code == 2 and "the mask of train/images/3.png has 8 x 8 pixels and its image 48 x 32" in err and err.count("\n") == 1
+    broken = Encoder("vit_micro", image_size=(16, 24), patch_size=4, width=64, depth=1, heads=1)
+    torch.nn.init.constant_(broken.model.norm.bias, torch.nan)
+    write_backbone(broken, tmp_path / "broken", mean=(0.4,) * 3, std=(0.3,) * 3, info={})
+    out = main_ok(capsys, "evaluate", tmp_path / "broken", "--train", data, "--test", data, "--protocol", "segment-v1")
+    assert "(trained): 12 of 12 vectors of the patches of the training images are not finite" in out
+    out = main_ok(capsys, "evaluate", run, "--train", data / "train", "--test", data / "train", "--protocol", "rank-v1")
+    assert "note: 12 of 12 test images are training images too" in out
     write_backbone(Encoder("resnet10t", image_size=(32, 48)), tmp_path / "cnn", mean=(0.4,) * 3, std=(0.3,) * 3, info={})
     code, _, err = say(capsys, *both(tmp_path / "cnn", data))
-    assert code == 2 and err == ("error: resnet10t is a CNN (ResNet) and has no patch tokens, which segment-v1 and patch-prompt-v1 "
-                                 "judge; evaluate a run of a ViT, such as vit_mini.\n")
+    assert code == 2 and err == ("error: resnet10t is a CNN (ResNet) and has no patch tokens for segment-v1 and "
+                                 "patch-prompt-v1; evaluate a run of a ViT, such as vit_mini.\n")

@@ -1,5 +1,6 @@
 """The verb that orders backbones without training, on tiny ones that were never trained."""
 
+import importlib.util
 import inspect
 import io
 from pathlib import Path
@@ -15,11 +16,16 @@ from daybreak import cli, start
 from daybreak.data.images import open_images
 from daybreak.errors import Refused
 from daybreak.evaluate.features import features, kept_features, view_features
+from daybreak.evaluate.protocols import Result
 from daybreak.evaluate.rank import rank_v1
 from daybreak.evaluate.transfer import leep, logme
 from daybreak.export.backbone import write_backbone
 from daybreak.nn.encoder import Encoder
 from daybreak.ranking import Ranked, in_order
+
+spec = importlib.util.spec_from_file_location("transferability", Path(__file__).parents[1] / "benchmarks" / "transferability.py")
+transferability = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(transferability)
 
 
 def write(folder, width: int = 64, broken: bool = False):
@@ -82,6 +88,32 @@ def test_only_the_split_that_is_trained_on_counts(noisy_textures, tmp_path):
     folder = write_backbone(encoder, tmp_path / "grey", mean=[0.5], std=[0.25], info={})
     rows, text = ranked(small, [folder])
     assert rows[0].num_images == 24 and "no more images than dimensions" in text
+
+
+def test_the_benchmark_measures_on_the_splits_that_are_scored(noisy_textures, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    encoder = Encoder("vit_micro", image_size=(16, 16), channels=1, patch_size=4, width=32, depth=1, heads=2)
+    folder, seen = write_backbone(encoder, tmp_path / "grey", mean=[0.5], std=[0.25], info={}), []
+    result = Result("linear", "v1", "accuracy", 0.25, None, "trained", "", 0)
+    monkeypatch.setattr(transferability, "evaluate_features", lambda *given, **_: seen.append([len(x) for x in given[::2]]) or
+                        ([result], []))
+    assert transferability.linear_accuracy(str(folder), str(noisy_textures), str(noisy_textures), 0) == 0.25
+    assert seen == [[1200, 1000]]
+
+
+def test_correlations_of_the_benchmark_by_hand():
+    """Of four backbones the best two change places: sum of d^2 is 2, and one of six pairs is discordant."""
+    found = transferability.correlations([1.0, 2.0, 3.0, 4.0], [0.1, 0.2, 0.4, 0.3])
+    assert found["spearman"] == pytest.approx(1 - 6 * 2 / (4 * 15)) and found["kendall"] == pytest.approx((5 - 1) / 6)
+    ranks, signs, masses = [4, 3, 1, 2], [], []  # of accuracy; here the order by score gives the same weights, pair by pair
+    for i in range(4):
+        for j in range(i):
+            masses.append(1 / ranks[i] + 1 / ranks[j])
+            signs.append(-1 if {i, j} == {2, 3} else 1)
+    assert found["weighted tau"] == pytest.approx(np.dot(signs, masses) / sum(masses)) and not found["best found"]
+    assert transferability.correlations([1.0, 2.0], [0.1, 0.2])["best found"]
+    constant = transferability.correlations([1.0, 1.0], [0.1, 0.2])
+    assert not constant.pop("best found") and all(np.isnan(value) for value in constant.values())
 
 
 def test_what_cannot_be_ranked_is_refused(textures, backbones, tmp_path):

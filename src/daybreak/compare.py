@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .errors import Refused
@@ -141,13 +142,13 @@ def show(rows: list[Row], folders: list[Path], console: Console, out: Path | Non
     table = Table(box=None, header_style="bold")
     table.add_column("", no_wrap=True)
     for folder in folders:
-        table.add_column(str(folder), justify="right", overflow="fold")
+        table.add_column(escape(str(folder)), justify="right", overflow="fold")
     texts = [[told(r) + (" *" if mark else "") for r, mark in zip(row.results, row.differs, strict=True)] for row in rows]
     for row, text in zip(rows, texts, strict=True):
-        table.add_row(row.name, *text)
+        table.add_row(escape(row.name), *text)
     legend = f"* differs from {folders[0]} by more than 2 standard errors; numbers without ± are not judged."
     console.print(table)
-    console.print(legend, soft_wrap=True, highlight=False)
+    console.print(legend, soft_wrap=True, highlight=False, markup=False)
     if out is not None:
         drawn = [(row.name, row.results, text) for row, text in zip(rows, texts, strict=True)]
         console.print(f"table: {write_side_by_side(out, [str(f) for f in folders], drawn, legend)}", soft_wrap=True)

@@ -23,7 +23,7 @@ from .evaluate.features import features, fingerprint, kept_features, view_featur
 from .evaluate.finetune import NAME as FINETUNE
 from .evaluate.finetune import Settings, finetune_v1
 from .evaluate.protocols import PROTOCOLS, Result, Skipped, check, default, evaluate_features, evaluate_scores
-from .evaluate.tasks import Outside
+from .evaluate.tasks import Outside, not_finite
 from .evaluate.transfer import SCORES
 from .explain.maps import explain_images
 from .explain.neighbours import neighbours, spaced
@@ -57,14 +57,14 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
 
     Args:
         run: folder of a run or of a backbone.
-        train: images of the bank, which classifiers are also trained on. test: the queries.
+        train: images of the bank, which classifiers are also trained on; of data with splits, those of "train".
+        test: the queries; of data with splits, those of "val", or else of "test".
         protocols: names; None takes knn-v1 and linear-v1, or multilabel-v1 where images have several labels (with which the
             label tokens of a run that has them are measured too).
         group: column of what belongs together, in both sets.
         ood: images of other kinds, which ood-v1 tells from those of ``test``.
         void: values of pixels in masks that are of no class, for segment-v1 and patch-prompt-v1; None takes 255. These two
-            also measure random weights, raw pixels and a constant; of data with splits they train on ``train`` and test on
-            ``val``, or else ``test``.
+            also measure random weights, raw pixels and a constant.
         shares: of the labels, above 0 up to 1, that finetune-v1 trains on, each by itself; all of them by default.
         overrides: ``["finetune.epochs=20"]`` or a nested mapping; see ``daybreak.evaluate.finetune.Settings``.
         seed: of draws, orders and resamples.
@@ -89,7 +89,12 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
     backbone.encoder.to(device)
     if dense:
         check_vits({"trained": backbone.encoder}, dense)
-    sets = [open_images(path, label=label, channels=backbone.channels, group=group) for path in (train, test)]
+    sets = [of_split(open_images(path, label=label, channels=backbone.channels, group=group), names, console)
+            for path, names in ((train, ("train",)), (test, ("val", "test")))]
+    bank, queries = sets
+    if bank.fingerprint == queries.fingerprint and (both := len(np.intersect1d(bank.indices, queries.indices))):
+        console.print(f"note: {both:,} of {len(queries):,} test images are training images too, which flatters the numbers; "
+                      "give others with --test.", soft_wrap=True, highlight=False)
     results, skipped = ([], []) if not dense else measure_patches(
         folder, backbone, sets, dense, VOID if void is None else void, seed, device, console)
     if pooled or not protocols:
@@ -99,11 +104,11 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
         more = fine_tune(folder, backbone, sets, measures.finetune, seed, device, console)
         results, skipped = results + more[0], skipped + more[1]
     for left in dict.fromkeys(skipped):
-        console.print(f"note: {left}", soft_wrap=True, highlight=False)
+        console.print(f"note: {left}", soft_wrap=True, highlight=False, markup=False)
     if not results:
-        raise Refused(f"{train}: nothing could be measured; {skipped[0].reason}")
+        raise Refused(f"{train}, {test}: nothing could be measured. {skipped[0].reason}")
     for line in lines(results):
-        console.print(f"  {line}", soft_wrap=True, highlight=False)
+        console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"numbers: {keep_results(folder, results)}", soft_wrap=True)
     return results
 
@@ -141,8 +146,7 @@ def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protoco
 def measure_patches(folder: Path, backbone: Backbone, sets: list[Images], protocols: Sequence[str], void: Sequence[int],
                     seed: int, device: str, console: Console) -> tuple[list[Result], list[Skipped]]:
     """Numbers of the patches of images with masks: of the backbone, its random start, raw pixels and a constant."""
-    train, test = (open_masks(of_split(images, names, console), void)
-                   for images, names in zip(sets, (("train",), ("val", "test")), strict=True))
+    train, test = (open_masks(images, void) for images in sets)
     encoders: dict[Any, Encoder] = {"trained": backbone.encoder}
     left = []
     try:
@@ -159,12 +163,10 @@ def measure_patches(folder: Path, backbone: Backbone, sets: list[Images], protoc
 
 def of_split(images: Images, names: Sequence[str], console: Console) -> Images:
     """The images of the first of these splits that the source has, which is said; all of them if it has none."""
-    splits = np.array(images.splits or [])
-    name = next((name for name in names if name in splits), None)
-    if name is None:
-        return images
-    console.print(f"{images.source.path}: the {int((splits == name).sum()):,} images of its split {name}", soft_wrap=True)
-    return images.subset(np.flatnonzero(splits == name))
+    found = images.of_split(*names)
+    if found is not images and found.splits:
+        console.print(f"{images.source.path}: the {len(found):,} images of its split {found.splits[0]}", soft_wrap=True)
+    return found
 
 
 def lines(results: list[Result]) -> list[str]:
@@ -265,13 +267,15 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
         group: column of what belongs together. max_bad: share of unreadable images above which nothing is done.
 
     Raises:
-        Refused: no backbone, no images, too many unreadable. Failed: interrupted.
+        Refused: no backbone, no images, too many unreadable, a folder for a file. Failed: interrupted.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    console = console or Console()
-    backbone, device, out = load(run), device_name(), Path(out)
+    console, out = console or Console(), Path(out)
+    if out.is_dir():
+        raise Refused(f"--out {out}: a folder; expected the name of a Parquet file, such as {out / 'vectors.parquet'}.")
+    backbone, device = load(run), device_name()
     backbone.encoder.to(device)
     images = open_images(data, label=label, group=group, channels=backbone.channels, max_bad=max_bad)
     console.print(f"data: {images.sentence()}", soft_wrap=True)
@@ -283,6 +287,8 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
                                        progress=partial(bar.count, unit="images"))
     except KeyboardInterrupt:
         raise Failed(f"{out}: interrupted; the vectors that are done stay in {kept}, and the same command goes on.") from None
+    if reason := not_finite(vectors, "images"):
+        console.print(f"note: {reason}", soft_wrap=True, highlight=False)
     columns: dict[str, Any] = {"key": list(map(printable, images.keys))}
     if images.labels is not None:
         values = images.labels.values

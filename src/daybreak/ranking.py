@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -81,9 +80,7 @@ def rank_backbones(data: str | Path, names: Sequence[str], *, label: str | None,
 
     def images_of(path: str | Path, channels: int, label: str | None) -> Images:
         if (path, channels) not in opened:
-            images = open_images(path, label=label, channels=channels)
-            is_train = np.array(images.splits or []) == "train"
-            opened[path, channels] = images.subset(np.flatnonzero(is_train)) if is_train.any() else images
+            opened[path, channels] = open_images(path, label=label, channels=channels).of_split("train")
         return opened[path, channels]
 
     found = []

@@ -35,6 +35,13 @@ def test_bad_images_are_left_out_and_all_stays_aligned(tmp_path):
     assert (part.decode(0) == images.decode(1)).all() and part.fingerprint == images.fingerprint
 
 
+def test_images_of_the_first_split_there_is(tmp_path):
+    names = [f"{split}/{kind}/{i}.png" for split in ("train", "test") for kind in "ab" for i in range(3)]
+    images = open_images(write(tmp_path, names))
+    assert images.of_split("train").splits == ["train"] * 6 and images.of_split("val", "test").splits == ["test"] * 6
+    assert images.of_split("val") is images and images.of_split("test").labels.values.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_without_splits_a_fixed_tenth_is_the_queries(tmp_path):
     split = split_images(open_images(write(tmp_path, [f"{i}.png" for i in range(300)])))
     assert split.seen and len(split.train) == 300 and 15 <= len(split.queries) <= 45

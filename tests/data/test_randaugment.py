@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from daybreak.data import randaugment
 from daybreak.data.philox import Random
 from daybreak.data.randaugment import SIGNED, UNSIGNED, move, operations_for, rand_augment
 
@@ -37,6 +38,26 @@ def test_operations_by_hand():
     torch.testing.assert_close(right[..., 5:], x[..., :5])
     torch.testing.assert_close(right[:, :, :, :5], torch.tensor(fill)[None, :, None, None].expand(2, 3, 12, 5))
     torch.testing.assert_close(SIGNED["shear x"](x, 0.0, fill), x)
+
+
+def test_what_is_added_below_one_half_by_hand():
+    x = torch.tensor([0.0, 0.4, 0.499, 0.5, 0.9])
+    found = UNSIGNED["solarize add"](x, 1.0, [0.0])
+    torch.testing.assert_close(found, torch.tensor([110 / 255, 0.4 + 110 / 255, 0.499 + 110 / 255, 0.5, 0.9]))
+
+
+def test_strengths_are_half_a_step_about_the_magnitude_and_of_either_sign(monkeypatch):
+    """Of one signed and one unsigned operation; nothing is stronger than 10."""
+    seen = []
+    monkeypatch.setattr(randaugment, "operations_for", lambda channels: {
+        name: lambda x, m, fill, name=name: seen.extend([(name, round(m, 6))] * len(x)) or x for name in ("rotate", "invert")})
+    rand_augment(some(800), drawn(800), 9.0, (0.5, 0.5, 0.5))
+    counts = {kind: seen.count(kind) for kind in seen}
+    assert counts.keys() == {("invert", 0.85), ("invert", 0.95), *(("rotate", s * m) for s in (-1, 1) for m in (0.85, 0.95))}
+    assert all(count == pytest.approx(200 if name == "invert" else 100, abs=50) for (name, _), count in counts.items())
+    seen.clear()
+    rand_augment(some(20), drawn(20), 10.0, (0.5, 0.5, 0.5))
+    assert {abs(m) for _, m in seen} == {0.95, 1.0}
 
 
 def test_a_sample_is_changed_as_its_index_says_whatever_the_batch():

@@ -1,5 +1,6 @@
 """Vectors through a file: nothing finished is computed again, nothing half written is believed."""
 
+import io
 import subprocess
 import sys
 
@@ -7,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
 from daybreak import looking
 from daybreak.data.images import open_images
-from daybreak.errors import Failed
+from daybreak.errors import Failed, Refused
 from daybreak.evaluate import embedding
 from daybreak.evaluate.embedding import features_through
 from daybreak.evaluate.features import features
@@ -96,6 +98,17 @@ def test_what_is_damaged_or_of_others_is_computed_again(run, textures, tmp_path,
     some = images.subset(np.arange(200))
     assert torch.equal(through(path, run, some, said), whole[:200]) and counted == [128, 72]
     assert "other weights, data or device; begun anew" in said[-1]
+
+
+def test_vectors_that_are_not_finite_are_said_and_a_folder_is_no_file(run, textures, tmp_path):
+    with pytest.raises(Refused, match="a folder; expected the name of a Parquet file"):
+        looking.embed(run, textures, out=tmp_path)
+    encoder = load(run).encoder
+    torch.nn.init.constant_(encoder.model.norm.bias, torch.nan)
+    broken = write_backbone(encoder, tmp_path / "broken", mean=(0.5,) * 3, std=(0.25,) * 3, info={})
+    console = Console(record=True, file=io.StringIO(), width=400)
+    looking.embed(broken, textures / "dots", out=tmp_path / "v.parquet", console=console)
+    assert "note: 120 of 120 vectors of the images are not finite" in console.export_text()
 
 
 def test_an_interruption_says_how_to_go_on(run, textures, tmp_path, monkeypatch):

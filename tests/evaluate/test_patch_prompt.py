@@ -24,7 +24,7 @@ from daybreak.evaluate.patch_prompt import (
     random_ious,
     segment_ious,
 )
-from daybreak.evaluate.patches import PatchTask, as_torch, coverage
+from daybreak.evaluate.patches import PatchTask, coverage
 
 
 def noise(*shape, seed: int = 0) -> torch.Tensor:
@@ -256,7 +256,3 @@ def test_masks_of_dots_are_refused():
             fake.images.source = type("Source", (), {"path": "set"})()
         with pytest.raises(Refused, match=r"set: no region of its masks is as large as one patch"):
             patch_prompt_v1(PatchTask(one_hot_patches(sides[0]), fakes[0], one_hot_patches(sides[1]), fakes[1]))
-
-
-def test_as_torch_takes_views():
-    assert as_torch(np.arange(6).reshape(2, 3).T).tolist() == [[0, 3], [1, 4], [2, 5]]

@@ -10,7 +10,7 @@ import torch
 from daybreak.data.sources import Labels
 from daybreak.errors import Refused
 from daybreak.evaluate import protocols
-from daybreak.evaluate.protocols import DEFAULT, PROTOCOLS, Found, Protocol, Skipped, evaluate_features
+from daybreak.evaluate.protocols import DEFAULT, PROTOCOLS, Found, Protocol, Skipped, evaluate_features, evaluate_scores
 from daybreak.evaluate.tasks import Outside
 
 
@@ -81,7 +81,9 @@ def test_other_kinds_of_labels_are_skipped_with_the_reason(kind, words):
 def test_no_labels_no_accuracy():
     bank, _ = some(20, 0)
     results, skipped = evaluate_features(bank, None, bank, None, protocols=("knn-v1",))
-    assert not results and "no labels" in skipped[0].reason
+    assert not results and skipped[0].reason.startswith("The images of the bank have no labels")
+    results, skipped = evaluate_features(*some(20, 0), bank, None, protocols=("knn-v1",))
+    assert not results and skipped[0].reason.startswith("The queries have no labels")
 
 
 def test_classes_are_matched_by_name():
@@ -172,6 +174,19 @@ def test_labels_of_one_side_or_of_one_value_are_said():
     assert not results and "None of 2 labels has both values" in str(skipped[0])
     results, skipped = evaluate_features(*bank, *several(30, 1, ("a", "b")), protocols=("multilabel-v1",))
     assert not results and "No label of the queries (a, b) is in the bank (edema, mass)" in str(skipped[0])
+
+
+def test_scores_of_label_tokens_are_matched_by_name_and_must_be_finite():
+    _, truth = several(30, 1)
+    scores = torch.from_numpy(truth.values[:, ::-1].copy())  # as right as can be, in another order, and a token too many
+    scores = torch.cat([scores, torch.zeros(30, 1)], 1)
+    results, skipped = evaluate_scores(scores, ("mass", "edema", "cyst"), truth)
+    assert {r.metric for r in results} >= {"mean AUC", "AUC (mass)", "AUC (edema)"} and {r.value for r in results} == {1}
+    assert len(skipped) == 1 and skipped[0].reason.endswith("not both values in the queries; left out: cyst.")
+    assert evaluate_scores(scores[:, :2], ("mass", "edema"), truth)[1] == []
+    scores[3, 1] = torch.nan
+    results, skipped = evaluate_scores(scores, ("mass", "edema", "cyst"), truth)
+    assert not results and "1 of 30 vectors of the queries are not finite" in skipped[0].reason
 
 
 def test_rank_needs_no_labels_and_ood_other_images():

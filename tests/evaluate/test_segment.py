@@ -165,6 +165,11 @@ def test_classes_that_training_lacks_count_as_errors_and_are_said():
     assert found["IoU (class 11)"].value == 0 and found["pixel accuracy"].value <= 2 / 3
 
 
+def test_no_class_in_common_is_refused():
+    with pytest.raises(Refused, match=r"no class of the test masks \(4, 6, 11\) is in the training masks \(3, 5, 9\); number"):
+        found_of(stripes(10), stripes(6, (4, 6, 11)))
+
+
 def test_too_little_to_train_on_is_refused():
     with pytest.raises(Refused, match="1 training image; 2 are needed"):
         found_of(stripes(1), stripes(2))

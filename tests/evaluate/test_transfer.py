@@ -192,6 +192,8 @@ def test_what_means_nothing_is_refused_in_a_sentence():
     features, labels = blobs(12, classes=3)
     with pytest.raises(Refused, match="1 class; 2 or more"):
         transfer_scores(features, torch.zeros(12, dtype=torch.int64))
+    with pytest.raises(Refused, match="0 labelled images are of 0 classes"):
+        check(features[:0], labels[:0])
     with pytest.raises(Refused, match="12 labelled images of 20 classes are fewer than one a class"):
         check(features, labels, 20)
     with pytest.raises(Refused, match="the backbone has collapsed"):

@@ -158,6 +158,9 @@ def test_what_can_not_be_is_refused():
         tiny_method("lt_vit", classes=None)
     with pytest.raises(Refused, match="read from block 3 on, and vit_micro has blocks 1 to 2"):
         tiny_method("lt_vit", first_block=3)
+    older = encoder_of(1)
+    del older.model.blocks[0].attn.gate  # as in older versions of timm
+    LabelTokens(older, 2)
     rotary = Encoder("vit_small_patch16_dinov3", image_size=(32, 32), width=64, heads=2, depth=1)
     with pytest.raises(Refused, match="blocks of a plain ViT, and vit_small_patch16_dinov3 has others"):
         LabelTokens(rotary, 2)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -17,9 +18,11 @@ import torch
 from rich.console import Console
 
 import daybreak
+from daybreak.evaluate.protocols import Result
 from daybreak.export.backbone import load, write_backbone
 from daybreak.nn.encoder import Encoder
 from daybreak.report.explanation import PALETTE
+from daybreak.report.side_by_side import write_side_by_side
 
 BINARY = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
 pytestmark = [pytest.mark.long, pytest.mark.skipif(BINARY is None, reason="no Chromium here")]
@@ -255,6 +258,21 @@ def test_nothing_overflows_a_phone_and_text_stands_out(browser, made, scheme, me
         assert not browser.complaints()
     finally:
         browser.call("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def test_runs_side_by_side_fit_a_phone_and_a_desk(browser, tmp_path):
+    result = Result("knn", "v1", "accuracy", 0.5, 0.01, "trained", "a", 0)
+    rows = [(f"knn-v1 accuracy (number {i})", [replace(result, value=v) for v in (0.5, 1.0, 0.0)], ["50.0% ± 1.0% *"] * 3)
+            for i in range(2)]
+    page = write_side_by_side(tmp_path / "runs.html", [f"runs/{'long-name-' * 9}{i}" for i in range(3)], rows, "A note.")
+    for width in (390, 1200):
+        browser.window(width, mobile=width < 500)
+        browser.open(page)
+        assert browser.ask("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+        assert browser.ask('(({scrollWidth, clientWidth}) => scrollWidth - clientWidth)(document.querySelector(".scroll"))') == 0
+        tops = browser.ask('Array.from(document.querySelectorAll("tbody tr:first-child td"), (x) => x.getBoundingClientRect().top)')
+        assert len(set(tops)) == (3 if width == 390 else 1)  # one below another, or beside
+        assert not browser.complaints()
 
 
 def luminance(colour: str) -> float:

@@ -92,6 +92,12 @@ class Images:
         labels = None if self.labels is None else self.labels.take(indices)
         return replace(self, indices=self.indices[indices], labels=labels)
 
+    def of_split(self, *names: str) -> "Images":
+        """Return the images of the first of these splits that any of them is in; all if there is no such split."""
+        splits = self.splits or []
+        name = next((name for name in names if name in splits), None)
+        return self if name is None else self.subset(np.flatnonzero(np.array(splits) == name))
+
     def sentence(self) -> str:
         """Return what the survey found in the source, in one line."""
         return self.survey.sentence()

@@ -15,6 +15,7 @@ from .patch_prompt import patch_prompt_v1
 from .patches import PatchTask
 from .protocols import Backbone, Result, Skipped
 from .segment import segment_v1
+from .tasks import not_finite
 
 if TYPE_CHECKING:
     from ..data.images import Images
@@ -57,8 +58,9 @@ def evaluate_patches(encoders: Mapping[Backbone, Encoder], train: "Masks", test:
                                      width=vectors[0].shape[1])
         for name in protocols:
             try:
-                if not all(table.isfinite().all() for table in vectors):
-                    raise Refused("some vectors of patches are not finite; the backbone is broken.")
+                for side, table in zip(("training", "test"), vectors, strict=True):
+                    if reason := not_finite(table.flatten(1), f"patches of the {side} images"):
+                        raise Refused(reason)
                 numbers, notes = DENSE[name](task, seed)
             except Refused as error:  # the other protocols and backbones may go on
                 numbers, notes = [], [str(error)]
@@ -77,8 +79,8 @@ def check_vits(encoders: Mapping[Backbone, Encoder], protocols: Sequence[str]) -
     """Refuse a CNN."""
     for encoder in encoders.values():
         if not encoder.is_vit:
-            raise Refused(f"{encoder.name} is a CNN ({type(encoder.model).__name__}) and has no patch tokens, which "
-                          f"{' and '.join(protocols)} judge; evaluate a run of a ViT, such as vit_mini.")
+            raise Refused(f"{encoder.name} is a CNN ({type(encoder.model).__name__}) and has no patch tokens for "
+                          f"{' and '.join(protocols)}; evaluate a run of a ViT, such as vit_mini.")
 
 
 def tables(encoders: Mapping[Backbone, Encoder], train: "Images", test: "Images",

@@ -31,7 +31,7 @@ from ..data.philox import uniform
 from ..errors import Refused
 from .bootstrap import errors_of
 from .metrics import Number, Ranking
-from .patches import PatchTask, as_torch, coverage, enlarge, mean_of_known, patch_cosines
+from .patches import PatchTask, coverage, enlarge, mean_of_known, patch_cosines
 
 if TYPE_CHECKING:
     from ..data.masks import Masks
@@ -44,7 +44,6 @@ TUNING = 100  # training images that choose the threshold
 SIZES = ((1.0, 4.0), (4.0, 16.0), (16.0, np.inf))  # in patches
 ROUNDING = 6  # decimals of a cosine: what differs by less is equal
 VARIANTS = {"": False, ", less mean": True}
-
 
 Measure = Callable[[np.ndarray], list[float]]  # of weights (n,) of the images
 
@@ -190,7 +189,7 @@ def random_ious(table: Tensor, objects: Objects, grid: tuple[int, int], draws: n
 
 def bounds(objects: Objects) -> np.ndarray:
     """IoU of each object with its own share of each patch, enlarged and cut at one half, (O,)."""
-    return np.array([segment_ious(as_torch(cover[None]), region, objects.known, [HALF])[0, 0]
+    return np.array([segment_ious(torch.from_numpy(cover[None]), region, objects.known, [HALF])[0, 0]
                      for region, cover in zip(objects.regions, objects.covers, strict=True)])
 
 

@@ -6,7 +6,6 @@ K regions or maps, h w rows and columns of patches, N = h w, H W height and widt
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
@@ -69,7 +68,3 @@ def mean_of_known(values: np.ndarray) -> float:
     """Mean of the values that are not NaN; NaN if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
-
-
-def as_torch(maps: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(maps))

@@ -213,14 +213,14 @@ def evaluate_scores(scores: Tensor, names: Sequence[str], labels: "Labels | None
         data: fingerprint of what the tokens learned from.
     """
     protocol = "label-tokens-v1"
-    if reason := why_not(labels, "multi"):
+    if reason := why_not(labels, "multi", "queries") or not_finite(scores, "queries"):
         return [], [Skipped(protocol, reason)]
     assert labels is not None
     columns = {name: labels.values[:, labels.classes.index(name)] for name in names if name in labels.classes}
     judged_names = tuple(name for name, values in columns.items() if {0.0, 1.0} <= set(values.tolist()))
     left = [name for name in dict.fromkeys([*names, *labels.classes]) if name not in judged_names]
-    notes = [Skipped(protocol, f"{len(left)} labels have no token, or not both values in the queries; left out: {few(left)}.")]
-    notes = notes if left else []
+    notes = [Skipped(protocol, f"{len(left)} labels have no token, or not both values in the queries; left out: {few(left)}.")
+             ] if left else []
     if not judged_names:
         return [], notes
     truth = np.stack([columns[name] for name in judged_names], 1).astype(np.float64)

@@ -20,7 +20,8 @@ from ..errors import Refused
 from .bootstrap import errors_of
 from .linear import RATES, few_threads, held_out, standardise_by, train_heads
 from .metrics import Number
-from .patches import PatchTask, as_torch, coverage, enlarge, mean_of_known, ratio
+from .patches import PatchTask, coverage, enlarge, mean_of_known, ratio
+from .tasks import few
 
 if TYPE_CHECKING:
     from ..data.masks import Masks
@@ -36,11 +37,15 @@ def segment_v1(task: PatchTask, seed: int = 0) -> tuple[list[Number], list[str]]
     The bound is the mean IoU of each patch's commonest class, enlarged as the logits are. Errors are over test images.
 
     Raises:
-        Refused: fewer than two training images, or no patch that is trained on.
+        Refused: fewer than two training images, no class in both sets, or no patch that is trained on.
     """
     (train, train_masks, test, test_masks), grid = task, task.grid
     if len(train) < 2:
         raise Refused(f"{len(train)} training image; 2 are needed, of which one chooses the learning rate.")
+    missing = [str(value) for value in test_masks.values if value not in train_masks.values]
+    if len(missing) == len(test_masks.values):
+        raise Refused(f"no class of the test masks ({few(missing)}) is in the training masks "
+                      f"({few(list(map(str, train_masks.values)))}); number the classes of both alike.")
     classes = tuple(sorted({*train_masks.values, *test_masks.values}))
     table, shares = by_patch(train), by_patch(patch_shares(train_masks, classes, grid))  # (n h w, D), (n h w, C)
     known = shares.sum(1) >= KNOWN
@@ -58,7 +63,6 @@ def segment_v1(task: PatchTask, seed: int = 0) -> tuple[list[Number], list[str]]
     truth = patch_shares(test_masks, classes, grid)
     best = one_hot(truth.argmax(1), len(classes)).movedim(3, 1) * (truth.sum(1, keepdim=True) > 0)
     counts, bound = (count(maps, test_masks, classes) for maps in (logits, best.float()))  # (n, 3, C) both
-    missing = [str(value) for value in classes if value in test_masks.values and value not in train_masks.values]
     notes = [f"{len(missing)} of {len(test_masks.values)} classes of the test masks are not in the training masks; their pixels "
              f"count as errors: {', '.join(missing)}."] if missing else []
     return numbers(counts, bound, classes, test_masks.images.groups, seed), notes
@@ -72,7 +76,7 @@ def by_patch(maps: Tensor) -> Tensor:
 def patch_shares(masks: "Masks", classes: tuple[int, ...], grid: tuple[int, int]) -> Tensor:
     """Share of each patch that is of each class, (n, C, h, w) float32; what is missing to 1 is void."""
     each = np.arange(len(classes))[:, None, None]
-    return torch.stack([as_torch(coverage(masks.read(i, classes) == each, grid)).float() for i in range(len(masks))])
+    return torch.stack([torch.from_numpy(coverage(masks.read(i, classes) == each, grid)).float() for i in range(len(masks))])
 
 
 def best_head(weight: Tensor, bias: Tensor, vectors: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,10 +102,10 @@ def count(maps: Tensor, masks: "Masks", classes: tuple[int, ...]) -> np.ndarray:
     The prediction is the class with the highest of the enlarged maps (n, C, h, w), the first if several are.
     """
     found = []
-    for i, few in enumerate(maps):
+    for i, small in enumerate(maps):
         truth = masks.read(i, classes)
         known = truth >= 0
-        guess, truth = enlarge(few, truth.shape).argmax(0).numpy()[known], truth[known]
+        guess, truth = enlarge(small, truth.shape).argmax(0).numpy()[known], truth[known]
         found.append([np.bincount(values, minlength=len(classes)) for values in (truth[guess == truth], guess, truth)])
     return np.array(found, np.float64)
 

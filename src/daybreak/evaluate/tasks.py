@@ -50,7 +50,7 @@ def make_task(kind: str, bank: Tensor, bank_labels: "Labels | None", queries: Te
             return None, [f"The bank has {len(bank)} image; 2 are needed."]
         nothing = torch.empty(0, dtype=torch.int64)
         return Task(bank.float(), nothing, queries.float(), nothing, 0, bank_groups, query_groups, views=views), []
-    reason = why_not(bank_labels, kind) or why_not(query_labels, kind)
+    reason = why_not(bank_labels, kind, "images of the bank") or why_not(query_labels, kind, "queries")
     if reason or bank_labels is None or query_labels is None:
         return None, [reason]
     choose = choose_classes if kind == "class" else choose_labels
@@ -64,11 +64,11 @@ def make_task(kind: str, bank: Tensor, bank_labels: "Labels | None", queries: Te
     return Task(train, train_labels, test, test_labels, len(classes), train_groups, test_groups, classes, outside), notes
 
 
-def why_not(labels: "Labels | None", kind: str = "class") -> str:
-    """Why these labels give no number, as a sentence; empty if they do."""
+def why_not(labels: "Labels | None", kind: str = "class", whose: str = "images") -> str:
+    """Why the labels of ``whose`` ("queries") give no number, as a sentence; empty if they do."""
     if labels is None:
-        return "The images have no labels, so no accuracy can be measured."
-    return "" if labels.kind == kind else f"The data have {KINDS[labels.kind]}; this protocol needs {KINDS[kind]}."
+        return f"The {whose} have no labels, so nothing can be right or wrong; give a folder for each class, or --label COLUMN."
+    return "" if labels.kind == kind else f"The {whose} have {KINDS[labels.kind]}; this protocol needs {KINDS[kind]}."
 
 
 def not_finite(vectors: Tensor, whose: str) -> str:

@@ -82,7 +82,8 @@ def check(features: Tensor, labels: Tensor, num_classes: int | None = None) -> N
     if reason := not_finite(features, "images"):
         raise Refused(reason)
     if present < 2:
-        raise Refused(f"the {len(labels)} labelled images are of {present} class; 2 or more are needed to tell apart.")
+        raise Refused(f"the {len(labels)} labelled images are of {present} class{'' if present == 1 else 'es'}; 2 or more are "
+                      "needed to tell apart.")
     if len(labels) < max(num_classes or 0, present):
         raise Refused(f"{len(labels)} labelled images of {num_classes} classes are fewer than one a class; give more images, or a "
                       "label column of fewer classes.")
@@ -118,7 +119,7 @@ def tmi(features: Tensor, labels: Tensor) -> tuple[float, float]:
     """
     x, place, counts, _ = by_class(features, labels)
     if counts.max() <= NEIGHBOUR:
-        raise Refused(f"TMI needs a class of {NEIGHBOUR + 1} images or more; the largest here has {int(counts.max())}.")
+        raise Refused(f"it needs a class of {NEIGHBOUR + 1} images or more; the largest here has {int(counts.max())}.")
     total, kept, short, measured = 0.0, 0, 0, 0
     for number, count in enumerate(counts.tolist()):
         if 1 < count <= NEIGHBOUR:
@@ -202,7 +203,7 @@ def logme(features: Tensor, labels: Tensor) -> float:
             if not (alpha > 0 and beta > 0) or abs(alpha / beta - tau) <= SETTLED * tau:
                 break
         if not (alpha > 0 and beta > 0):
-            raise Refused(f"LogME has no evidence here: with {num} images and a width of {width} no noise or no weights are left.")
+            raise Refused(f"there is no evidence: with {num} images and a width of {width} no noise or no weights are left.")
         logs = torch.tensor([alpha, beta, 2 * torch.pi], dtype=torch.float64).log().tolist()
         directions = float((alpha + beta * sigma).log().sum()) + (width - len(sigma)) * logs[0]
         total += (width * logs[0] + num * (logs[1] - logs[2]) - directions - beta * residual - alpha * weights) / (2 * num)
@@ -239,7 +240,7 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
     """
     theta, place, counts, _ = by_class(probabilities, labels)
     if not bool((theta >= 0).all()) or not torch.allclose(theta.sum(1), theta.new_ones(()), atol=1e-4):
-        raise Refused("LEEP needs the class probabilities of each image, 0 or more with a sum of 1; give them after softmax.")
+        raise Refused("it needs the class probabilities of each image, 0 or more with a sum of 1; give them after softmax.")
     joint = class_sums(theta, place, len(counts)) / len(theta)  # (C, Z)
     given = joint / joint.sum(0).clamp(min=torch.finfo(torch.float64).tiny)  # a z that no image has adds nothing
     return float((given[place] * theta).sum(1).log().mean())

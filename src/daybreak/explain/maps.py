@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from ..data.loader import evaluation_batches
+from ..errors import Refused
 from ..evaluate.features import unit
 from ..evaluate.patches import patch_cosines
+from ..evaluate.tasks import not_finite
 from ..nn.encoder import Encoder
 from ..nn.label_tokens import LabelTokens
 from .attention import attention
@@ -79,11 +81,16 @@ def explain_images(encoder: Encoder, images: "Images", *, size: tuple[int, int],
         mean, std: of the data it was trained on, C numbers for pixels in [0, 1].
         most_cosines: of all clickable images together; each takes N (N + 1) / 2, the rest can't be clicked.
         label_tokens: of the encoder, on ``device``, where it has such; label_names: their L names.
+
+    Raises:
+        Refused: features that are not finite.
     """
     shift, scale = (torch.tensor(list(numbers), dtype=torch.float32)[:, None, None] for numbers in (mean, std))
     ((_, raw),) = evaluation_batches(images, *size, len(images))  # (n, C, H, W) uint8 or uint16
     normalised = (unit(raw) - shift) / scale
     features = torch.cat([encoder.map(x[None].to(device)).cpu() for x in normalised])  # (n, D, h, w)
+    if reason := not_finite(features.flatten(1), "images"):
+        raise Refused(f"{images.source.path}: {reason}")
     colours = pca_colours(features)
     cams = {EIGEN: eigen_cam(features), CENTRED: eigen_cam(features, centred=True)}
     patches = features.shape[2] * features.shape[3]

@@ -86,7 +86,8 @@ class Scores(nn.Module):
 
 def is_plain(block: Any) -> bool:
     """Whether ``attend`` and the lines after it are what the block does with its tokens."""
-    return type(block) is Block and type(block.attn) is Attention and block.attn.gate is None
+    gate = getattr(block.attn, "gate", None)  # which older versions of timm don't have
+    return type(block) is Block and type(block.attn) is Attention and gate is None
 
 
 def entering(encoder: Encoder, images: Tensor, first: int) -> list[Tensor]:
@@ -106,7 +107,7 @@ def attend(block: Any, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         That (B, L, D), before the residual, and its weights (B, A, L, T + L), rows of which sum to 1. Fused kernels would
         not give these, and for so few queries save nothing.
     """
-    attn, width = block.attn, block.attn.attn_dim
+    attn, width = block.attn, block.attn.qkv.out_features // 3
     seen = block.norm1(torch.cat([image, labels], 1))  # (B, T + L, D)
     weight, bias = attn.qkv.weight, attn.qkv.bias
     query = F.linear(seen[:, image.shape[1] :], weight[:width], None if bias is None else bias[:width])
