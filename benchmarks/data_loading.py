@@ -159,6 +159,7 @@ def time_turns(contestants: list[Contestant], bare: Callable[[int], None], optio
     count = batches * options.batch
     for turn in range(options.rounds + 1):
         for contestant in contestants:
+            torch.set_num_threads(1)  # of the main one, in whose loop more stand in the way of a loader's own; some peers set others
             with contextlib.closing(contestant.start()) as source:
                 for _ in range(UNTIMED):
                     next(source)
@@ -218,7 +219,6 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    torch.set_num_threads(1)  # of the main one; more would stand in the way of the loaders' own
     missing = {name: line for name, line in INSTALL.items() if not is_here(name)}
     for name, line in missing.items():
         print(f"{name} is not installed and is left out: {line}")

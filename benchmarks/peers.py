@@ -80,10 +80,11 @@ def ours(images: Images, form: str, setting: Setting) -> Contestant:
     spans = Spans(torch.device("cpu"))
 
     def start() -> Batches:
-        loader = Loader(images, setting.views, setting.batch, seed=setting.seed, threads=setting.threads, labels=False)
+        loader, batch = Loader(images, setting.views, setting.batch, seed=setting.seed, threads=setting.threads, labels=False), None
         try:
-            for batch in loader:
-                yield on_device(batch, setting.flat, Random(setting.seed, batch.epoch, batch.index), images, spans).images
+            for raw in loader:
+                batch = on_device(raw, setting.flat, Random(setting.seed, raw.epoch, raw.index), images, spans, batch)
+                yield batch.images
                 spans.close()
         finally:
             loader.close()

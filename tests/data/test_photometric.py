@@ -183,6 +183,16 @@ def test_normalisation_and_depth():
     assert torch.equal(augment(last, view, random, MEAN, STD, view_index=0), found)
 
 
+def test_memory_is_used_again_where_it_fits():
+    random, view, images = Random(0, 0, torch.arange(6)), View(size=20), make_images()
+    expected = augment(images, view, random, MEAN, STD, view_index=0)
+    room = torch.full_like(expected, torch.nan)
+    found = augment(images, view, random, MEAN, STD, view_index=0, out=room)
+    assert found is room and torch.equal(found, expected)
+    other = augment(images, view, random, MEAN, STD, view_index=0, out=room[:5])
+    assert other is not room and torch.equal(other, expected)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_sample_does_not_depend_on_its_batch(name, monkeypatch):
     view = View(size=(32, 40), **SETTINGS[name])

@@ -33,6 +33,7 @@ def augment(
     std: Sequence[float],
     *,
     view_index: int,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Return ``images`` after the view's photometric operations, float32 of the same shape (B, C, H, W).
 
@@ -40,10 +41,12 @@ def augment(
     grayscale, Gaussian blur, solarisation, normalisation by ``mean`` and ``std`` (C numbers each, in units of
     [0, 1]).  Operations whose settings are zero are left out; images that don't have 3 channels keep to
     brightness and contrast.  The draws are those of ``random`` for flat view number ``view_index``: a
-    sample's result does not depend on the rest of the batch.
+    sample's result does not depend on the rest of the batch.  ``out``, float32, is written over and returned where
+    its shape and device are those of ``images``: on a CPU fresh memory costs as much as the conversion.
     """
     batch, channels, height, width = images.shape
-    output = torch.empty(images.shape, dtype=torch.float32, device=images.device)
+    fits = out is not None and out.shape == images.shape and out.device == images.device
+    output = out if out is not None and fits else torch.empty(images.shape, dtype=torch.float32, device=images.device)
     is_changed = any((*view.color, view.gray, view.blur, view.solarize))
     draws = _draw(view, random, view_index) if is_changed else {}
     full = 65535 if images.dtype == torch.uint16 else 255

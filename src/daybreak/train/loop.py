@@ -90,16 +90,17 @@ class Signals:
         self.received = number
 
 
-def on_device(batch: Batch, views: list, random: Random, images: Images, spans: Spans) -> Batch:
-    """Move a batch to the device and apply what is photometric there."""
+def on_device(batch: Batch, views: list, random: Random, images: Images, spans: Spans, last: Batch | None = None) -> Batch:
+    """Move a batch to the device and apply what is photometric there; in the memory of the ``last`` one's images, if given."""
     with spans.copying() as move:
         random = replace(random, index=move(random.index))
         labels = None if batch.labels is None else move(batch.labels)
         moved = replace(batch, images=[move(x) for x in batch.images], index=random.index, labels=labels,
                         boxes=move(batch.boxes), flips=move(batch.flips), sizes=move(batch.sizes))
     since = spans.now()
-    looks = [augment(x, view, random, images.mean, images.std, view_index=i)
-             for i, (x, view) in enumerate(zip(moved.images, views, strict=True))]
+    rooms = last.images if last is not None and len(last.images) == len(views) else [None] * len(views)
+    looks = [augment(x, view, random, images.mean, images.std, view_index=i, out=room)
+             for i, (x, view, room) in enumerate(zip(moved.images, views, rooms, strict=True))]
     spans.add("augment", since)
     return replace(moved, images=looks)
 
@@ -178,7 +179,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
     method.train()
     budget.start()
     with caught(signals.note), Bar(console) as bar, contextlib.closing(loader):
-        stream = iter(loader)
+        stream, batch = iter(loader), None
         while not (budget.over(seen) or signals.received or stop):
             if world > 1:  # drop path draws from torch's generator: other numbers on each rank, no state to keep
                 torch.manual_seed(config.seed + seen * world + fabric.global_rank)
@@ -196,7 +197,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             raw, drawn = next(stream), generators()
             random = Random(config.seed, raw.epoch, raw.index.clone())
             step = Step(progress, seen, random, fabric.global_rank, world, stage.mask_ratio)
-            batch = on_device(raw, views, step.random, images, spans)
+            batch = on_device(raw, views, step.random, images, spans, batch)
             since = spans.now()
             step.random = replace(step.random, index=batch.index)
             loss, numbers = backward(module, batch, step, fabric, t.accumulate if method.exact_accumulation else 1)
