@@ -156,7 +156,7 @@ def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: 
         torch.distributed.destroy_process_group()  # what follows is the first one's alone
     if outcome.interrupted is not None:
         console.print(f"interrupted after {outcome.images_seen:,} images; all is saved. Go on with: "
-                      f"daybreak pretrain --resume {folder}")
+                      f"daybreak pretrain --resume {folder}", soft_wrap=True, highlight=False)
         return Run(folder, [], [], outcome.interrupted)
     if not fabric.is_global_zero:
         return Run(folder, [], [])

@@ -234,7 +234,8 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 speed, waiting = window.close(seen, loader.waited)
                 log("train", seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate, gradient_norm=float(norm),
                     images_per_second=round(speed, 2), waiting=round(waiting, 4),
-                    pixel_spread=round(pixel_spread(batch.images[0]), 4), seconds_an_image=costs and {k: float(f"{v:.3g}") for k, v in asdict(costs).items()},
+                    pixel_spread=round(pixel_spread(batch.images[0]), 4),
+                    seconds_an_image=costs and {k: float(f"{v:.3g}") for k, v in asdict(costs).items()},
                     **{name: float(value) for name, value in numbers.items()})
                 left = max(budget.images - seen, 0) / max(speed, 1e-9)
                 bar.show(budget.progress(seen), loss=float(loss), speed=speed, waiting=waiting, left=left)

@@ -102,7 +102,8 @@ class Watch:
         if pair and self.alarm is None:
             self.alarm, self.alarmed = self.describe(*pair), progress
             return self.alarm
-        if not self.is_worse_said and progress >= GRACE and self.alarm is None and (worse := self.knn() or self.narrower() or self.unlearned()):
+        may_be_said = not self.is_worse_said and progress >= GRACE and self.alarm is None
+        if may_be_said and (worse := self.knn() or self.narrower() or self.unlearned()):
             self.is_worse_said = True
             return Alarm(f"{worse.text}: {worse.meaning}. Try {worse.helps}.", record["images"], (worse.name,))
         if not pair and self.alarm is not None:
