@@ -64,13 +64,13 @@ def shown(change: Callable[[torch.Tensor], torch.Tensor], views: slice = slice(N
             images = [change(x) if i in chosen else x for i, x in enumerate(batch.images)]
             return forward(dataclasses.replace(batch, images=images), step)
 
-        method.forward = spoilt  # type: ignore[method-assign] (a planted failure is put into one object)
+        method.forward = spoilt  # type: ignore[method-assign]  # a planted failure is put into one object
 
     return plant
 
 
 def zero_head(method: Method) -> None:
-    for parameter in method.head.parameters():  # type: ignore[union-attr] (of SimCLR, which has a head)
+    for parameter in method.head.parameters():  # type: ignore[union-attr]  # of SimCLR, which has a head
         parameter.data.zero_()
 
 
