@@ -6,29 +6,38 @@ Each of three methods first runs as it should; then each failure is planted in t
 online kNN accuracy (knn-v1, a bank of 2,000 and 500 queries) at the random start and at the end, beside the healthy run's,
 and the first sentence that the run printed. The networks are tiny, so that all of it takes minutes on one core: the
 numbers say what a failure does, not what a method can do.
+
+    python benchmarks/planted_failures.py --healthy --images 40000 --seed 0 --json healthy.json
+
+runs every method that there is with nothing planted and the settings that ``daybreak pretrain`` chooses for these images, on
+the device at hand, and shows what the same thresholds make of it: no sentence is expected.
 """
 
 import argparse
 import dataclasses
 import io
 import json
+import math
 import platform
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
 import daybreak
-from daybreak.data.images import Split
+from daybreak.data.images import Images, Split
 from daybreak.errors import Failed
-from daybreak.methods.base import Batch, Method, Step, find
+from daybreak.methods.base import Batch, Method, Step, find, names
 from daybreak.review import make_probe
-from daybreak.runs import make_method, open_split, settings_tree
+from daybreak.runs import device_name, make_method, open_split, settings_tree
 from daybreak.train.loop import train
 from daybreak.train.plan import choose, make_budget
 
@@ -36,6 +45,7 @@ DEMO = Path(daybreak.__file__).parent / "demo"
 COMMON = ("encoder.width=64", "encoder.depth=2", "training.precision=32-true", "training.batch_size=64",
           "training.learning_rate_rule=fixed", "training.learning_rate=1e-3", "watch.log_steps=5", "watch.probes=5",
           "watch.on_collapse=warn")
+QUIET = ("training.precision=32-true", "watch.on_collapse=warn")  # of the runs of --healthy; all else is chosen
 HEALTHY = {  # method: images, settings
     "simclr": (12_000, ("encoder.patch_size=7", "method.temperature=0.5", "method.scale=[0.3, 1.0]")),
     "mae": (20_000, ("encoder.patch_size=7",)),
@@ -54,13 +64,13 @@ def shown(change: Callable[[torch.Tensor], torch.Tensor], views: slice = slice(N
             images = [change(x) if i in chosen else x for i, x in enumerate(batch.images)]
             return forward(dataclasses.replace(batch, images=images), step)
 
-        method.forward = spoilt  # type: ignore[method-assign] (a planted failure is put into one object)
+        method.forward = spoilt  # type: ignore[method-assign]  # a planted failure is put into one object
 
     return plant
 
 
 def zero_head(method: Method) -> None:
-    for parameter in method.head.parameters():  # type: ignore[union-attr] (of SimCLR, which has a head)
+    for parameter in method.head.parameters():  # type: ignore[union-attr]  # of SimCLR, which has a head
         parameter.data.zero_()
 
 
@@ -68,7 +78,21 @@ def hot(method: Method) -> None:
     method.config = dataclasses.replace(method.config, temperature=100.0)  # settings refuse more than 10
 
 
-CONSTANT, REPEATED = shown(torch.zeros_like), shown(lambda x: x[:1].expand_as(x).clone())
+class Flat(Images):
+    """Images of which every one is read as the same even grey, as by a decoder that fails in silence."""
+
+    def read(self, i: int) -> np.ndarray:
+        return cv2.imencode(".png", np.full(self.sizes[i], 128, np.uint8))[1].ravel()
+
+
+def flat(images: Images) -> Images:
+    return Flat(**vars(images))
+
+
+def repeated(images: Images) -> Images:
+    return images.subset(np.zeros(len(images), np.int64))
+
+
 PERMUTED = shown(lambda x: x.roll(1, 0), slice(1, 2))
 FAST = ("training.learning_rate=1.0",)
 DECAY = ("training.weight_decay=100.0", "training.final_weight_decay=100.0")
@@ -76,10 +100,11 @@ DECAY = ("training.weight_decay=100.0", "training.final_weight_decay=100.0")
 
 @dataclass(frozen=True)
 class Plant:
-    """A failure: settings on top of the healthy run's, or a change of the method once it is built."""
+    """A failure: settings on top of the healthy run's, a change of the method once it is built, or of what is trained on."""
 
     settings: tuple[str, ...] = ()
     change: Callable[[Method], None] | None = None
+    images: Callable[[Images], Images] | None = None
 
 
 PLANTS = {  # method, what is wrong
@@ -87,13 +112,16 @@ PLANTS = {  # method, what is wrong
     ("simclr", "weight decay 100"): Plant(DECAY),
     ("simclr", "projector zeroed"): Plant(change=zero_head),
     ("simclr", "temperature 100"): Plant(change=hot),
-    ("simclr", "constant images"): Plant(change=CONSTANT),
-    ("simclr", "one image repeated"): Plant(change=REPEATED),
+    ("simclr", "constant images"): Plant(images=flat),
+    ("simclr", "one image repeated"): Plant(images=repeated),
     ("simclr", "targets permuted"): Plant(change=PERMUTED),
     ("mae", "learning rate x 1000"): Plant(FAST),
     ("mae", "weight decay 100"): Plant(DECAY),
+    ("mae", "constant images"): Plant(images=flat),
     ("sit", "learning rate x 1000"): Plant(FAST),
     ("sit", "weight decay 100"): Plant(DECAY),
+    ("sit", "constant images"): Plant(images=flat),
+    ("sit", "one image repeated"): Plant(images=repeated),
 }
 
 
@@ -113,28 +141,36 @@ def demo_split() -> Split:
 
 def run(name: str, split: Split, plant: Plant | None = None, *, seed: int = 0, images: int | None = None,
         settings: tuple[str, ...] | None = None, keep: Path | None = None) -> Outcome:
-    """Train a method on one core, spoilt or not, and read what it wrote; ``keep`` is where the metrics are copied to."""
-    plant = plant or Plant()
-    budget, mine = HEALTHY[name]
-    chosen = [*COMMON, *(mine if settings is None else settings), *plant.settings]
-    tree = settings_tree(method=name, recipe=None, overrides=chosen, images=images or budget, seed=seed, threads=1)
-    config, _ = choose(find(name), tree, split.train, "cpu")
+    """Train a method, spoilt or not, and read what it wrote.
+
+    Args:
+        images, settings: instead of those in ``HEALTHY``, which run on the CPU; own settings take the device at hand.
+        keep: where the metrics are copied to.
+    """
+    plant, device = plant or Plant(), "cpu" if settings is None else device_name()
+    if settings is None:
+        budget, mine = HEALTHY[name]
+        images, settings = images or budget, (*COMMON, *mine)
+    tree = settings_tree(method=name, recipe=None, overrides=[*settings, *plant.settings], images=images, seed=seed, threads=1)
+    if plant.images:
+        split = dataclasses.replace(split, train=plant.images(split.train))
+    config, _ = choose(find(name), tree, split.train, device)
     method = make_method(config, split.train.channels)
     if plant.change:
         plant.change(method)
-    fabric, said, began = Fabric(accelerator="cpu", devices=1), [], time.monotonic()
+    fabric, failed, began = Fabric(accelerator=device, devices=1), "", time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         try:
             train(method, split.train, config, folder, fabric=fabric, budget=make_budget(config.training, len(split.train), None),
                   probe=make_probe(split, config, fabric), console=Console(file=io.StringIO()))
         except Failed as failure:
-            said.append(str(failure).replace(str(folder), "RUN"))
+            failed = str(failure).replace(str(folder), "RUN")
         text = (folder / "metrics.jsonl").read_text()
     if keep is not None:
         keep.write_text(text)
     lines = [json.loads(line) for line in text.splitlines()]
-    said = [line["sentence"] for line in lines if line["kind"] == "alarm"] + said
+    said = [line["sentence"] for line in lines if line["kind"] == "alarm"] + [failed] * bool(failed)
     scores = [(line["images"], line["knn_accuracy"]) for line in lines if line["kind"] == "health"]
     end = scores[-1][1] if scores[-1][0] >= config.training.images else None
     return Outcome(scores[0][1], end, said, time.monotonic() - began)
@@ -150,28 +186,55 @@ def table(record: dict) -> str:
     return "\n".join(rows)
 
 
+def run_healthy(split: Split, images: int, seed: int, only: str, record: dict, write: Callable[[], None]) -> None:
+    """Every method with the settings that are chosen for it; nothing should be said."""
+    record |= {"images": images, "device": device_name(), "healthy": {}}
+    for name in (name for name in names() if only in name):
+        record["healthy"][name] = dataclasses.asdict(run(name, split, seed=seed, images=images, settings=QUIET))
+        print(f"{name}: {record['healthy'][name]}", flush=True)
+        write()
+    rows = [f"| {name} | {row['start']:.1%} | {row['end'] or math.nan:.1%} | {' '.join(row['said']) or 'nothing'} |"
+            for name, row in record["healthy"].items()]
+    print("\n".join(["| method | kNN, start | kNN, end | what the run says |", "| --- | --- | --- | --- |", *rows]))
+
+
+def run_planted(split: Split, seed: int, only: str, record: dict, write: Callable[[], None]) -> None:
+    record |= {"healthy": {}, "planted": []}
+    for (name, what), plant in PLANTS.items():
+        if only not in f"{name}: {what}":
+            continue
+        if name not in record["healthy"]:
+            record["healthy"][name] = dataclasses.asdict(run(name, split, seed=seed))
+            print(f"{name}: healthy {record['healthy'][name]}", flush=True)
+        record["planted"].append({"method": name, "what": what, **dataclasses.asdict(run(name, split, plant, seed=seed))})
+        print(record["planted"][-1], flush=True)
+        write()
+    print(table(record))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="part of METHOD: WHAT")
+    parser.add_argument("--only", default="", help="part of METHOD: WHAT, or with --healthy of METHOD")
+    parser.add_argument("--healthy", action="store_true", help="run all methods as they are, and plant nothing")
+    parser.add_argument("--images", type=int, default=40_000, help="budget of each run of --healthy")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     split = demo_split()
-    chosen = {key: plant for key, plant in PLANTS.items() if arguments.only in ": ".join(key)}
     only = f' --only "{arguments.only}"' if arguments.only else ""
-    record = {"command": f"python benchmarks/planted_failures.py --seed {arguments.seed}{only}", "torch": torch.__version__,
-              "machine": platform.machine(), "healthy": {}, "planted": []}
-    for (name, what), plant in chosen.items():
-        if name not in record["healthy"]:
-            record["healthy"][name] = dataclasses.asdict(run(name, split, seed=arguments.seed))
-            print(f"{name}: healthy {record['healthy'][name]}", flush=True)
-        record["planted"].append({"method": name, "what": what,
-                                  **dataclasses.asdict(run(name, split, plant, seed=arguments.seed))})
-        print(record["planted"][-1], flush=True)
+    mode = f" --healthy --images {arguments.images}" if arguments.healthy else ""
+    record: dict[str, Any] = {"command": f"python benchmarks/planted_failures.py{mode} --seed {arguments.seed}{only}",
+                              "torch": torch.__version__, "machine": platform.machine()}
+
+    def write() -> None:
         if arguments.json:
             arguments.json.write_text(json.dumps(record, indent=1) + "\n")
-    print(table(record))
+
+    if arguments.healthy:
+        run_healthy(split, arguments.images, arguments.seed, arguments.only, record, write)
+    else:
+        run_planted(split, arguments.seed, arguments.only, record, write)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from rich.console import Console
 
 import daybreak
 from daybreak import verbs
+from daybreak.cli import main
 from daybreak.errors import Failed, Refused
 from daybreak.methods import base
 from daybreak.train import checkpoint
@@ -44,6 +45,17 @@ def stopped(textures, tmp_path_factory):
         run = daybreak.pretrain(textures, out=folder, **KNOWN)
     assert run.interrupted == signal.SIGTERM
     return folder
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_command_with_its_code_and_the_line_that_goes_on(number, code, textures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(base.find("simclr"), "after_step", lambda self, step: os.kill(os.getpid(), number))
+    run, settings = tmp_path / "run", [part for setting in KNOWN["overrides"] for part in ("--set", setting)]
+    with pytest.raises(SystemExit) as end:
+        main(["pretrain", str(textures), "--out", str(run), "--method", "simclr", "--images", "640", "--batch-size", "64",
+              "--no-pictures", *settings])
+    assert end.value.code == code and checkpoint.load_last(run / "checkpoints")["images_seen"] == 64
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f"Go on with: daybreak pretrain --resume {run}")
 
 
 @pytest.fixture

@@ -1,12 +1,17 @@
 """Starting weights: filled to the last tensor, fitted to another size, patch and number of channels, or refused."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import daybreak
 from daybreak.errors import Refused
 from daybreak.nn.encoder import Encoder
 from daybreak.start import fit_channels, start_from
+from daybreak.train.checkpoint import every, images_seen
 
 
 def encoder(size=(16, 16), channels=3, patch=4, width=64, seed=0, **more) -> Encoder:
@@ -96,3 +101,31 @@ def test_what_is_no_file_of_weights_is_refused(content, said, tmp_path):
 def test_an_unknown_timm_name_is_refused():
     with pytest.raises(Refused, match="could not be had"):
         start_from(encoder(), "timm:no_such_model")
+
+
+@pytest.fixture(scope="module")
+def no_labels(textures, tmp_path_factory):
+    """A folder of a hundred textures without class folders."""
+    folder = tmp_path_factory.mktemp("no_labels")
+    for i, path in enumerate(sorted(textures.glob("*/*.png"))[::6]):
+        shutil.copy(path, folder / f"{i:03d}.png")
+    return folder
+
+
+def health(run, name):
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    return [line.get(name) for line in lines if line["kind"] == "health"]
+
+
+def test_without_labels_a_run_counts_the_neighbours_of_its_starting_weights(no_labels, tmp_path):
+    known = dict(method="simclr", images=256, batch_size=64, seed=0, threads=1, pictures=False, overrides=[
+        "encoder.width=64", "encoder.depth=1", "method.hidden=32", "watch.probes=2", "watch.log_steps=1"])
+    first = daybreak.pretrain(no_labels, out=tmp_path / "first", **known)
+    second = daybreak.pretrain(no_labels, out=tmp_path / "second", init=first.folder, save_minutes=0, **known)
+    assert health(first, "neighbours_kept") == [None] * 3  # from random weights there is nothing to keep
+    kept = health(second, "neighbours_kept")
+    assert kept[0] == 1 and 0.2 < kept[2] < 1 and '"kind": "alarm"' not in (second.folder / "metrics.jsonl").read_text()
+    before, last = every(second.folder / "checkpoints")
+    last.unlink()  # as if it had been killed in its last step
+    daybreak.pretrain(resume=second.folder, pictures=False)
+    assert images_seen(before) == 192 and health(second, "neighbours_kept") == kept

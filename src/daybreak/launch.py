@@ -14,6 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from .data.threads import default_threads
 from .errors import Failed, Refused
@@ -47,6 +53,20 @@ def world_here() -> World | None:
         nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
         return World(int(env["SLURM_STEP_NUM_TASKS"]) // nodes, nodes, int(env["SLURM_PROCID"]))
     return None
+
+
+class SlurmStep(SLURMEnvironment):
+    """A step of srun, without Lightning's checks: they refuse ``--ntasks``, which Slurm itself lays out over the nodes."""
+
+    def __init__(self) -> None:
+        pass  # what the base keeps here is of its requeueing, which is not used
+
+
+def cluster_here() -> ClusterEnvironment:
+    """Who started the processes, as ``world_here`` sees it; Fabric would take a Slurm batch script for a step of srun."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    return LightningEnvironment() if world_here() is None or "LOCAL_RANK" in os.environ else SlurmStep()
 
 
 def check_devices(devices: int, device: str) -> None:

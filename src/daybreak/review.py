@@ -18,6 +18,7 @@ from .data.loader import Loader
 from .data.philox import Random
 from .data.views import expand
 from .evaluate.features import features, fingerprint, pixels
+from .evaluate.knn import nearest_others, neighbours_kept
 from .evaluate.metrics import HEADLINES
 from .evaluate.protocols import Result, Skipped, default, evaluate_features, evaluate_scores
 from .evaluate.rank import rank_v1, rankme, spread
@@ -174,11 +175,18 @@ def draw(method: Method, config: RunConfig, images: Images, fabric: Fabric, coun
         return method.eval().picture(batch, Step(1.0, 0, replace(random, index=batch.index)))
 
 
-def make_probe(split: Split, config: RunConfig, fabric: Fabric):
-    """Health and online kNN of a backbone on a fixed part of bank and queries; draws nothing from a generator."""
+def make_probe(split: Split, config: RunConfig, fabric: Fabric, start: Path | None = None):
+    """Health and online kNN of a backbone on a fixed part of bank and queries; draws nothing from a generator.
+
+    Args:
+        start: the file of the neighbours under the weights that a run continues from. Without classes, later backbones are
+            held against it; the first backbone writes it if it is not there.
+    """
     watch = config.watch
     bank = split.bank.subset(np.linspace(0, len(split.bank) - 1, min(watch.probe_bank, len(split.bank))).astype(int))
     queries = split.queries.subset(np.linspace(0, len(split.queries) - 1, min(watch.probe_queries, len(split.queries))).astype(int))
+
+    has_classes = bank.labels is not None and bank.labels.kind == "class"
 
     def probe(backbone: torch.nn.Module) -> dict[str, float]:
         size = backbone.image_size
@@ -186,7 +194,12 @@ def make_probe(split: Split, config: RunConfig, fabric: Fabric):
                       std=split.train.std, threads=config.data.threads)
         z = features(backbone, bank, **common)
         found = {"rankme": rankme(z), "spread": spread(z)}
-        if bank.labels is not None and bank.labels.kind == "class":
+        if start is not None and not has_classes:
+            now = nearest_others(z)
+            if not start.exists():
+                torch.save(now, start)
+            found["neighbours_kept"] = neighbours_kept(torch.load(start, weights_only=True), now)
+        if has_classes:
             results, _ = evaluate_features(z, bank.labels, features(backbone, queries, **common), queries.labels,
                                            protocols=("knn-v1", "linear-v1") if watch.linear else ("knn-v1",))
             for r in results:

@@ -20,7 +20,7 @@ from .data.pack import write_pack
 from .data.sources import open_source, printable
 from .data.store import verify_pack
 from .errors import Failed, Refused
-from .launch import World, spawn, world_here
+from .launch import World, cluster_here, spawn, world_here
 from .looking import compare, embed, evaluate, explain, export, load, rank
 from .methods.base import Method, find, names
 from .review import Run, finish, make_probe, read_results
@@ -145,14 +145,18 @@ def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: 
     folder = Path(fabric.broadcast(str(folder)))  # without --out each rank would count for itself
     budget = make_budget(config.training, len(split.train), time.monotonic)
     torch.manual_seed(config.seed)
+    resume, start = skip_failure or bool(every(folder / "checkpoints")), folder / "start_neighbours.pt"
+    if fabric.is_global_zero and not resume:
+        start.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    continues = config.encoder.init is not None and (not resume or start.exists())  # else the weights it began with are gone
     outcome = train(method, split.train, config, folder, fabric=fabric, budget=budget, console=console,
-                    probe=make_probe(split, config, fabric), resume=skip_failure or bool(every(folder / "checkpoints")),
+                    probe=make_probe(split, config, fabric, start if continues else None), resume=resume,
                     skip_failure=skip_failure, force=force)
     if fabric.world_size > 1:
         torch.distributed.destroy_process_group()  # what follows is the first one's alone
     if outcome.interrupted is not None:
         console.print(f"interrupted after {outcome.images_seen:,} images; all is saved. Go on with: "
-                      f"daybreak pretrain --resume {folder}")
+                      f"daybreak pretrain --resume {folder}", soft_wrap=True, highlight=False)
         return Run(folder, [], [], outcome.interrupted)
     if not fabric.is_global_zero:
         return Run(folder, [], [])
@@ -176,11 +180,11 @@ def absolute(path: str | Path | None) -> str | None:
 def make_fabric(device: str, precision: str, world: World | None = None) -> Fabric:
     """One device, or all of a world; the precision goes in as a plugin, because Fabric else announces what the plan has said."""
     mixed: Any = precision  # Fabric's types want the literal; config.Training has checked it
-    plugin = MixedPrecision(mixed, device) if precision.endswith("-mixed") else None
+    plugins: list[Any] = [cluster_here(), *([MixedPrecision(mixed, device)] if precision.endswith("-mixed") else [])]
     if world is None:
-        fabric = Fabric(accelerator=device, devices=1, plugins=plugin)
+        fabric = Fabric(accelerator=device, devices=1, plugins=plugins)
     else:
-        fabric = Fabric(accelerator=device, devices=world.per_node, num_nodes=world.nodes, plugins=plugin,
+        fabric = Fabric(accelerator=device, devices=world.per_node, num_nodes=world.nodes, plugins=plugins,
                         strategy=DDPStrategy(broadcast_buffers=False))
     fabric.launch()
     return fabric

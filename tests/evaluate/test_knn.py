@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from daybreak.evaluate.knn import knn_v1
+from daybreak.evaluate import knn
+from daybreak.evaluate.knn import knn_v1, nearest_others, neighbours_kept
 
 
 @pytest.fixture
@@ -79,3 +80,16 @@ def test_auc_of_two_classes_is_that_of_the_second_and_missing_for_one(task):
     two = knn_v1(bank, labels % 2, queries, query_labels % 2, 2)
     assert two.metrics["AUC"] == pytest.approx(roc_auc_score(query_labels % 2, two.score[:, 1]), abs=1e-6)
     assert "AUC" not in knn_v1(bank, labels, queries, torch.zeros_like(query_labels), 4).metrics
+
+
+def test_nearest_others_are_those_of_scikit_learn_in_chunks_too(task, monkeypatch):
+    bank = task[0]
+    theirs = NearestNeighbors(n_neighbors=5, metric="cosine").fit(bank.numpy()).kneighbors(return_distance=False)  # less itself
+    monkeypatch.setattr(knn, "CHUNK", 7)
+    assert torch.equal(nearest_others(bank, 5), torch.from_numpy(theirs))
+    assert nearest_others(bank[:4]).shape == (4, 3)
+
+
+def test_neighbours_kept_by_hand():
+    before, now = torch.tensor([[1, 2], [0, 2], [3, 0]]), torch.tensor([[2, 3], [2, 0], [1, 2]])
+    assert neighbours_kept(before, now) == pytest.approx((1 / 2 + 1 + 0) / 3)

@@ -1,6 +1,7 @@
 """SiT's losses against loops written from the card, and where its gradients go."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,3 +96,14 @@ def test_clean_pixels_do_not_count():
     repaint = method.repaint.forward
     method.repaint.forward = lambda *a: repaint(*a) + 100.0 * ~hidden
     assert torch.equal(before, method(batch, step).numbers["reconstruction"])
+
+
+def test_the_contrast_of_images_that_are_all_alike_is_the_degenerate_one():
+    method = tiny_method("sit")
+    method.batch_size = 8
+    batch = noise_batch(method, 8)
+    flat = replace(batch, images=[torch.zeros_like(x) for x in batch.images])
+    contrast = float(method(flat, step_for(flat)).numbers["contrast"])
+    ((reading, value),) = method.degenerate().items()
+    assert reading == "contrast: 0.8 ln 8: no view is told from another" and contrast == pytest.approx(value, abs=1e-5)
+    assert abs(float(method(batch, step_for(batch)).numbers["contrast"]) - value) > 1e-3

@@ -17,7 +17,7 @@ from daybreak.data.images import Images, open_images
 from daybreak.methods.base import find
 from daybreak.runs import make_method
 from daybreak.signals import caught
-from daybreak.train.loop import Outcome, Signals, Window, backward, micro_batches, train
+from daybreak.train.loop import Outcome, Signals, Window, backward, micro_batches, pixel_spread, train
 from daybreak.train.plan import choose, make_budget
 
 
@@ -42,6 +42,14 @@ def test_micro_batches_cover_the_batch_in_order():
     assert [p.index.tolist() for p in parts] == [[0, 1], [2, 3], [4, 5]]
     assert all(torch.equal(torch.cat([p.images[v] for p in parts]), x) for v, x in enumerate(batch.images))
     assert torch.equal(torch.cat([p.boxes for p in parts], dim=1), batch.boxes)
+
+
+def test_pixels_spread_only_over_images_that_differ_and_are_not_flat():
+    random = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 3, 16, 16, generator=random)
+    assert 0.9 < pixel_spread(images) < 1.1 and 0.9 < pixel_spread(images[:1]) < 1.1
+    assert pixel_spread(images[:1].expand(8, -1, -1, -1)) < 1e-6  # one image
+    assert pixel_spread(images[:, :, :1, :1].expand(-1, -1, 16, 16)) < 1e-6  # of one colour each
 
 
 def test_window_measures_speed_and_waiting_since_the_last_look():

@@ -72,6 +72,8 @@ def test_an_alarm_that_passes_is_taken_back_and_may_come_again():
      "the loss of 8.680 is above 8.318 = ln 4096 and the loss has not fallen since the start (8.520)"),
     ([*(train(i, agreement=0.9999) for i in range(100, 2000, 100)), health(1950, spread=0.05)], ("agreement", "spread"),
      "all images get one vector"),
+    ([*(train(i, loss=LN, pixel_spread=0.0) for i in range(100, 2000, 100))], ("images", "loss"),
+     "the images of a batch are all the same, or flat (their pixels deviate by 0)"),
     ([*map(train, range(100, 2000, 100)), health(1950, rankme=1.2, spread=0.02)], ("spread", "rank"), "nearly one vector"),
     ([*map(train, range(100, 2000, 100)), health(1950, rankme=1.2, knn_accuracy=0.3)], ("rank", "knn"),
      "30.0%, below the 60.0% of random weights"),
@@ -83,6 +85,7 @@ def test_two_signs_make_an_alarm(records, signs, words):
 
 @pytest.mark.parametrize("records", [
     [train(100, 8.0), train(200, 8.0), *(train(i, loss=LN) for i in range(300, 4000, 100))],  # a loss alone
+    [train(i, pixel_spread=0.0, loss=6 - i / 1e4) for i in range(100, 4000, 100)],  # images that are alike, alone
     [train(i, loss=8.0) for i in range(100, 4000, 100)],  # a loss that does not move, alone
     [train(100, 7.0), train(200, 7.0), *(train(i, loss=7.9) for i in range(300, 4000, 100)), health(4000, knn_accuracy=0.3)],
     [train(i, assignment_entropy=LN, mean_entropy=LN) for i in range(100, 2000, 100)],  # an entropy alone
@@ -137,6 +140,23 @@ def test_weights_that_a_run_continues_from_and_makes_worse_are_said_once_by_one_
     (alarm,) = feed(Watch(DINO, start="the starting weights"), without)
     assert "9.0 directions by RankMe, 20.0 those of the starting weights" in alarm.sentence
     assert not feed(Watch(DINO, prototypes=4096), [START, health(1000, knn_accuracy=0.4)])
+
+
+def test_without_labels_lost_neighbours_of_the_starting_weights_are_said():
+    start, before = {k: v for k, v in START.items() if "knn" not in k}, dict(start="the starting weights")
+    kept = [[start | dict(neighbours_kept=1.0), start | dict(images=1000, neighbours_kept=share)] for share in (0.05, 0.3)]
+    (alarm,) = feed(Watch(DINO, **before), kept[0])
+    assert alarm.sentence.startswith("5.0% of the nearest neighbours under the starting weights remain: what they told apart")
+    assert not feed(Watch(DINO, **before), kept[1])
+
+
+@pytest.mark.parametrize(("last", "found"), [(3.326, ("loss", "still")), (3.2, None)])
+def test_a_part_of_the_loss_that_never_left_its_degenerate_value_is_named(last, found):
+    """SiT's contrast, while the reconstruction beside it goes on to fall."""
+    watch = Watch({"contrast: 0.8 ln 64: no view is told from another": 0.8 * math.log(64)})
+    alarms = feed(watch, [train(i, loss=8 - i / 1000, contrast=3.328 if i < 1000 else last) for i in range(100, 5000, 100)])
+    assert [alarm.signs for alarm in alarms] == ([found] if found else [])
+    assert not found or "the contrast loss stands at 3.326 = 0.8 ln 64 and the contrast loss has not" in alarms[0].sentence
 
 
 def test_a_reading_may_be_of_one_of_the_method_s_numbers():

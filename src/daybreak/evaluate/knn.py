@@ -37,6 +37,22 @@ def knn_v1(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Ten
     return score(votes, query_labels, k=k, temperature=temperature)
 
 
+def nearest_others(features: Tensor, k: int = K) -> Tensor:
+    """Positions (N, k) int64 of the k nearest others of each of the features (N, D) by cosine; all others if there are fewer."""
+    unit, k, found = normalize(features.float(), dim=1), min(k, len(features) - 1), []
+    for start in range(0, len(unit), CHUNK):
+        similarity = unit[start : start + CHUNK] @ unit.T
+        rows = torch.arange(len(similarity))
+        similarity[rows, rows + start] = -torch.inf  # not itself
+        found.append(similarity.topk(k, dim=1).indices)
+    return torch.cat(found)
+
+
+def neighbours_kept(before: Tensor, now: Tensor) -> float:
+    """Mean share of the neighbours ``before`` (N, k) that are among those of ``now`` (N, k), both from ``nearest_others``."""
+    return float((before[:, :, None] == now[:, None, :]).any(2).float().mean())
+
+
 def vote(queries: Tensor, bank: Tensor, bank_labels: Tensor, num_classes: int, k: int,
          temperature: float) -> Tensor:
     """Class scores (n, C) of unit vectors (n, D), rows summing to 1."""

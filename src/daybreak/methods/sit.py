@@ -8,6 +8,7 @@ that ranks agree); the teacher has no reconstruction head, which the code averag
 are shares of the budget. B images, N patches, D encoder width, E projection width, C channels.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -79,6 +80,10 @@ class SiT(Method):
 
     def after_step(self, step: Step) -> None:
         self.teacher.follow(self.taught(), step.progress)
+
+    def degenerate(self) -> dict[str, float]:
+        weight = 4 * self.config.temperature  # twice the temperature, and two cross-entropies
+        return {f"contrast: {weight:g} ln {self.batch_size}: no view is told from another": weight * math.log(self.batch_size)}
 
     def picture(self, batch: Batch, step: Step) -> Picture:
         corrupted, hidden = self.corrupted(batch, step)

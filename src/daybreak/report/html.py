@@ -39,14 +39,16 @@ CURVES = {  # of metrics.jsonl: title, percent, zero, what it means
     "knn_accuracy": ("Online kNN accuracy", True, False, "on a part of bank and queries"),
     "linear_accuracy": ("Online linear accuracy", True, False, "on a part of bank and queries"),
     "rankme": ("Effective rank", False, True, "RankMe: directions in use; 1 is collapse"),
+    "neighbours_kept": ("Neighbours kept", True, True, "of those under the starting weights"),
     "spread": ("Spread", False, True, "1 is even, 0 is collapse"),
     "learning_rate": ("Learning rate", False, True, ""),
     "gradient_norm": ("Gradient norm", False, True, "before any clipping"),
+    "pixel_spread": ("Spread of the pixels", False, True, "of the views; 0 is images all the same, or flat"),
     "images_per_second": ("Images a second", False, True, ""),
     "waiting": ("Waiting for images", True, True, "share of the time"),
 }
 HIDDEN = ("kind", "images", "seconds", "knn_error", "linear_error")  # of metrics.jsonl: no curve of their own
-MACHINERY = ("learning_rate", "gradient_norm", "images_per_second", "waiting")  # folded away
+MACHINERY = ("learning_rate", "gradient_norm", "pixel_spread", "images_per_second", "waiting")  # folded away
 
 
 @dataclass(kw_only=True)

@@ -105,6 +105,16 @@ def on_device(batch: Batch, views: list, random: Random, images: Images, spans: 
     return replace(moved, images=looks)
 
 
+def pixel_spread(images: Tensor) -> float:
+    """Deviation of the pixels of (B, C, h, w) views from one image to another, or within an image, whichever is smaller.
+
+    0 where all images are the same, or each is of one colour; near 1 for normalised images.
+    """
+    x = images.float()
+    within, across = x.flatten(2).std(2, correction=0).mean(), x.std(0, correction=0).mean()
+    return float(within if len(x) == 1 else torch.minimum(within, across))
+
+
 def micro_batches(batch: Batch, parts: int) -> Iterator[Batch]:
     """Cut a batch into equal runs of samples."""
     size = len(batch.index) // parts
@@ -225,6 +235,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                 speed, waiting = window.close(seen, loader.waited)
                 log("train", seconds=round(budget.elapsed(), 3), loss=float(loss), learning_rate=rate, gradient_norm=float(norm),
                     images_per_second=round(speed, 2), waiting=round(waiting, 4),
+                    pixel_spread=round(pixel_spread(batch.images[0]), 4),
                     seconds_an_image=costs and {k: float(f"{v:.3g}") for k, v in asdict(costs).items()},
                     **{name: float(value) for name, value in numbers.items()})
                 left = max(budget.images - seen, 0) / max(speed, 1e-9)

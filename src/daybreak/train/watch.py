@@ -31,10 +31,12 @@ GRADIENT_GROWTH = 100  # times the first norms
 SPREAD_LEFT, SPREAD_NONE = 0.3, 1e-3  # of the random start, and at all
 RANK_LEFT = 0.13  # of RankMe - 1 of the random start, since 1 is the least
 RANK_HALF = 0.5  # of the RankMe of weights that a run continues from
+NEIGHBOURS_LEFT = 0.1  # of the nearest neighbours under weights that a run continues from
+PIXELS_NONE = 0.01  # deviation of normalised pixels, which is near 1 where images differ
 KNN_ERRORS = 3  # standard errors of the difference below the random start
 STOP_AFTER = 0.1  # share of the budget that an alarm may last under "warn-then-stop"
 
-AGREEING = ("entropy", "gradient", "still", "agreement", "spread", "rank")  # of two signs one must be of these
+AGREEING = ("images", "entropy", "gradient", "still", "agreement", "spread", "rank")  # of two signs one must be of these
 
 OTHER = "other settings of the method, and look at the images it is given"  # no rate helps where nothing is learned
 
@@ -100,7 +102,8 @@ class Watch:
         if pair and self.alarm is None:
             self.alarm, self.alarmed = self.describe(*pair), progress
             return self.alarm
-        if not self.is_worse_said and progress >= GRACE and self.alarm is None and (worse := self.knn() or self.narrower()):
+        may_be_said = not self.is_worse_said and progress >= GRACE and self.alarm is None
+        if may_be_said and (worse := self.knn() or self.narrower() or self.unlearned()):
             self.is_worse_said = True
             return Alarm(f"{worse.text}: {worse.meaning}. Try {worse.helps}.", record["images"], (worse.name,))
         if not pair and self.alarm is not None:
@@ -116,13 +119,14 @@ class Watch:
 
     def describe(self, first: Sign, second: Sign) -> Alarm:
         since = max(self.since[first.name], self.since[second.name])
-        helps = second.helps if second.name in ("gradient", "still") else first.helps  # then nothing is learned at any rate
+        at_no_rate = second.name in ("gradient", "still") and first.name != "images"  # then nothing is learned at any
+        helps = second.helps if at_no_rate else first.helps
         return Alarm(f"since image {since:,} {first.text} and {second.text}: {first.meaning}. Try {helps}.", since,
                      (first.name, second.name))
 
     def signs(self, progress: float) -> list[Sign]:
         """All that looks wrong now, the most telling first."""
-        found = [self.stands(), self.assignment(), self.gradient(), self.rise(), self.above(),
+        found = [self.images(), self.stands(), self.assignment(), self.gradient(), self.rise(), self.above(),
                  self.still() if progress >= STILL else None, self.agreement(), *self.features(), self.knn()]
         return [sign for sign in found if sign]
 
@@ -133,6 +137,13 @@ class Watch:
 
     def first(self, name: str) -> float:
         return median(r[name] for r in self.early)
+
+    def images(self) -> Sign | None:
+        spread = self.value("pixel_spread")
+        if spread is None or spread > PIXELS_NONE:
+            return None
+        return Sign("images", f"the images of a batch are all the same, or flat (their pixels deviate by {spread:.2g})",
+                    "there is nothing to tell apart", "a look at the images that are read")
 
     def stands(self) -> Sign | None:
         scale = max(map(abs, (self.degenerate | self.of_parts).values()), default=0.0)
@@ -187,7 +198,16 @@ class Watch:
                     "a tenth of the learning rate, or a longer warm-up")
 
     def still(self) -> Sign | None:
-        """A loss that is where it began; one that rose counts only above all degenerate values: DINO's rises and it learns."""
+        """A loss that is where it began; one that rose counts only above all degenerate values: DINO's rises and it learns.
+
+        Without prototypes, whose entropy tells more, also a part of it that began at its degenerate value.
+        """
+        for reading, value in self.of_parts.items() if self.full is None else ():
+            part = reading.partition(": ")[0]
+            now = self.value(part)
+            if now is not None and value > 0 and all(abs(x - value) <= LOSS_NEAR * value for x in (now, self.first(part))):
+                return Sign("still", f"the {part} loss has not fallen since the start ({self.first(part):.3f})",
+                            "nothing is learned", OTHER)
         loss = self.value("loss")
         if loss is None or (first := self.first("loss")) <= 0:
             return None
@@ -236,6 +256,14 @@ class Watch:
             return None
         return Sign("rank", f"the features use {rank:.1f} directions by RankMe, {before:.1f} those of {self.of_start}",
                     "training has made them narrower", "a lower learning rate")
+
+    def unlearned(self) -> Sign | None:
+        """Where there are no labels: hardly any of an image's neighbours at the start is still one."""
+        kept = self.health.get("neighbours_kept")
+        if kept is None or kept > NEIGHBOURS_LEFT:
+            return None
+        return Sign("neighbours", f"{kept:.1%} of the nearest neighbours under {self.of_start} remain",
+                    "what they told apart is no longer told", "a lower learning rate or a longer warm-up")
 
 
 def parts(reading: str) -> tuple[str, str]:
