@@ -159,7 +159,7 @@ def time_turns(contestants: list[Contestant], bare: Callable[[int], None], optio
     count = batches * options.batch
     for turn in range(options.rounds + 1):
         for contestant in contestants:
-            torch.set_num_threads(1)  # of the main one, in whose loop more stand in the way of a loader's own; some peers set others
+            torch.set_num_threads(1)  # of the main one; more stand in the way of the loaders' own, and some peers set more
             with contextlib.closing(contestant.start()) as source:
                 for _ in range(UNTIMED):
                     next(source)
