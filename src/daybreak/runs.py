@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
@@ -78,6 +79,16 @@ def resolve(console: Console, device: str, tree: Tree) -> tuple[Images, Split, R
     if said := without_colour(made.views, split.train.channels):
         console.print(f"  {said}", soft_wrap=True, highlight=False)
     return images, split, config, made
+
+
+def of_split(images: Images, names: Sequence[str], console: Console) -> Images:
+    """The images of the first of these splits that the source has, which is said; all of them if it has none."""
+    splits = np.array(images.splits or [])
+    name = next((name for name in names if name in splits), None)
+    if name is None:
+        return images
+    console.print(f"{images.source.path}: the {int((splits == name).sum()):,} images of its split {name}", soft_wrap=True)
+    return images.subset(np.flatnonzero(splits == name))
 
 
 def make_encoder(config: RunConfig, cls: type[Method], channels: int) -> Encoder:
