@@ -100,10 +100,20 @@ def test_a_resnet_gives_the_same_map_and_features(tmp_path, name, channels):
     ("resnext26ts", {"size": (32, 32)}, "architecture"),
 ])
 def test_a_part_without_counterpart_is_named(tmp_path, name, settings, part):
-    sentence = rf"^{name}: transformers has no counterpart of its {part}.*; the nearest export is --to timm\.$"
+    sentence = rf"^{name}: transformers has no counterpart of its {part}.*; the nearest export is --to timm, whose folder "
     with pytest.raises(Refused, match=sentence):
         written(make(name, **settings), tmp_path)
     assert not (tmp_path / "hub").exists()
+
+
+def test_automodel_opens_the_export_for_timm_as_a_refusal_says(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    encoder, images = make("vit_small_patch16_dinov3"), torch.randn(2, 3, 16, 16)
+    with pytest.raises(Refused, match="AutoModel opens too"):
+        written(encoder, tmp_path)
+    model = transformers.AutoModel.from_pretrained(export(tmp_path / "run", "timm", tmp_path / "timm")).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images).pooler_output, encoder.pooled(images), atol=1e-5, rtol=1e-5)
 
 
 def test_norms_activations_and_queries_of_another_kind_are_refused(tmp_path):

@@ -51,7 +51,8 @@ def grad_cam(encoder: Encoder, head: Callable[[Tensor], Tensor], images: Tensor,
     Selvaraju et al. 2016 (arXiv 1610.02391); y is the logit, before any softmax. Where the feature is the mean of a map, of a
     CNN or a ViT, A is that map. Where it is the class token, whose last map has no gradient, A is what the first norm of
     the last block gives for the patches: all that the token takes from them there passes through it. Of a mean it would show
-    little, since the patches' own residuals go past it. Activations of the prefix are left out.
+    little, since the patches' own residuals go past it; but the map that is averaged is flat where the blocks have spread over
+    all patches what speaks for the class. Activations of the prefix are left out.
 
     Args:
         encoder: in evaluation mode; no gradient is left on its weights.

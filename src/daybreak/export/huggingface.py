@@ -63,7 +63,8 @@ def export_huggingface(backbone: Backbone, folder: str | Path) -> Path:
 
 
 def refuse(encoder: Encoder, part: str) -> NoReturn:
-    raise Refused(f"{encoder.name}: transformers has no counterpart of its {part}; the nearest export is --to timm.")
+    raise Refused(f"{encoder.name}: transformers has no counterpart of its {part}; the nearest export is --to timm, whose folder "
+                  "AutoModel opens too where timm is installed.")
 
 
 def translate_vit(encoder: Encoder) -> Translation:
@@ -76,14 +77,16 @@ def translate_vit(encoder: Encoder) -> Translation:
     if type(model) is not VisionTransformer:
         known = {Eva: "rotary positions (Eva)", VisionTransformerDistilled: "distillation token"}
         refuse(encoder, known.get(type(model), f"architecture ({type(model).__name__})"))
-    state, width, (height, columns) = tensors_of(model), encoder.dim, encoder.image_size
-    block = model.blocks[0]
+    state, width, (height, columns), blocks = tensors_of(model), encoder.dim, encoder.image_size, list[Any](model.blocks)
+    for block in blocks:
+        check_block(encoder, block)
+    block, hidden = blocks[0], blocks[0].mlp.fc1.out_features
     has_class, registers = "cls_token" in state, state.pop("reg_token", torch.zeros(1, 0, width))
     if registers.shape[1] and not has_class:
         refuse(encoder, "register tokens without a class token")
     if registers.shape[1] and height != columns:
         refuse(encoder, f"register tokens at {height} x {columns} pixels: Dinov2WithRegistersModel takes positions of a square")
-    if registers.shape[1] and block.mlp.fc1.out_features % width:
+    if registers.shape[1] and hidden % width:
         refuse(encoder, "register tokens with an MLP whose width is no multiple of the model's")
     found: dict[str, Tensor] = {}
     if "pos_embed" not in state:
@@ -100,8 +103,7 @@ def translate_vit(encoder: Encoder) -> Translation:
     found |= {"embeddings.position_embeddings": positions,
               "embeddings.patch_embeddings.projection.weight": state.pop("patch_embed.proj.weight"),
               "embeddings.patch_embeddings.projection.bias": state.pop("patch_embed.proj.bias", torch.zeros(width))}
-    for i, block in enumerate(model.blocks):
-        check_block(encoder, block)
+    for i in range(encoder.depth):
         found |= translate_block(state, f"blocks.{i}.", f"encoder.layer.{i}.", width, own_scale=registers.shape[1] > 0)
     found |= {f"layernorm.{part}": state.pop(f"norm.{part}") for part in ("weight", "bias") if f"norm.{part}" in state}
     if state or not isinstance(model.norm, nn.LayerNorm):
@@ -115,7 +117,6 @@ def translate_vit(encoder: Encoder) -> Translation:
         "image_size": height if height == columns else [height, columns], "patch_size": encoder.patch,
         "num_channels": encoder.channels, "qkv_bias": block.attn.qkv.bias is not None,
     }
-    hidden = block.mlp.fc1.out_features
     config |= {"num_register_tokens": registers.shape[1], "mlp_ratio": hidden // width} if registers.shape[1] else {
         "intermediate_size": hidden}
     if name == "vit":  # its pooler then hands on the class token
@@ -224,8 +225,9 @@ def translate_resnet(encoder: Encoder) -> Translation:
 
 def check_resnet_block(encoder: Encoder, block: Any, kind: type, stride: int) -> None:
     """Refuse a block that computes something else than ResNetModel's of this stride."""
-    if type(block) is not kind or kind not in (BasicBlock, Bottleneck):
-        refuse(encoder, f"blocks ({type(block).__name__})")
+    own: type = type(block)
+    if own is not kind or kind not in (BasicBlock, Bottleneck):
+        refuse(encoder, f"blocks ({own.__name__})")
     middle = block.conv2 if kind is Bottleneck else block.conv1
     shortcut = None if block.downsample is None else block.downsample[0]
     plain = all(not isinstance(x, nn.Module) or isinstance(x, nn.Identity) for x in (block.se, block.aa, block.drop_block))
