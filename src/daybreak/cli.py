@@ -155,11 +155,13 @@ def embed(run: RunFolder, data: Data,
 def explain(run: RunFolder, images: Annotated[str, typer.Argument(help="as DATA of pretrain")],
             out: Annotated[Path, typer.Option(help="folder of explain.html")],
             count: Annotated[int, typer.Option(help="images to explain, evenly spaced")] = 12,
-            label: Annotated[str | None, typer.Option(help="label column; default the first")] = None) -> None:
+            label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
+            train: Annotated[str | None, typer.Option(help="labelled images to fit a class head on, for Grad-CAM")] = None,
+            target: Annotated[str | None, typer.Option("--class", help="of Grad-CAM; default the predicted one")] = None) -> None:
     """Show what the backbone looks at in some images, in one HTML file."""
     from . import verbs
 
-    verbs.explain(run, images, out=out, count=count, label=label)
+    verbs.explain(run, images, out=out, count=count, label=label, train=train, target=target)
 
 
 @app.command()
@@ -184,7 +186,7 @@ def pack(
 
 
 @app.command()
-def export(run: RunFolder, to: Annotated[str, typer.Option(help="timm, safetensors or onnx")],
+def export(run: RunFolder, to: Annotated[str, typer.Option(help="timm, safetensors, onnx or huggingface")],
            out: Annotated[Path, typer.Option(help="folder")]) -> None:
     """Write the backbone in a form that other tools open."""
     from . import verbs

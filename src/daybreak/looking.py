@@ -1,8 +1,8 @@
 """The verbs that look at the backbone of a run: evaluate, compare, rank, embed, explain, export."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from .evaluate.dense import DENSE, WORDS, check_vits, evaluate_patches
 from .evaluate.embedding import features_through
 from .evaluate.features import features, fingerprint, kept_features, view_features
 from .evaluate.finetune import NAME as FINETUNE
-from .evaluate.finetune import Settings, finetune_v1
+from .evaluate.finetune import Settings
 from .evaluate.protocols import PROTOCOLS, Result, Skipped, check, default, evaluate_features, evaluate_scores
 from .evaluate.tasks import Outside, not_finite
 from .evaluate.transfer import SCORES
@@ -34,8 +34,9 @@ from .nn.encoder import Encoder
 from .nn.label_tokens import Scores
 from .ranking import Ranked, rank_backbones
 from .report.explanation import write_explanation
-from .runs import device_name, make_encoder, read_run
+from .runs import device_name, make_encoder, of_split, read_run
 from .train.progress import Bar
+from .tuned import class_head, fine_tune
 
 NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
 
@@ -161,14 +162,6 @@ def measure_patches(folder: Path, backbone: Backbone, sets: list[Images], protoc
     return results, left + skipped
 
 
-def of_split(images: Images, names: Sequence[str], console: Console) -> Images:
-    """The images of the first of these splits that the source has, which is said; all of them if it has none."""
-    found = images.of_split(*names)
-    if found is not images and found.splits:
-        console.print(f"{images.source.path}: the {len(found):,} images of its split {found.splits[0]}", soft_wrap=True)
-    return found
-
-
 def lines(results: list[Result]) -> list[str]:
     """Numbers as one reads them: one of the trained backbone a line, what it is measured beside after it."""
     found = []
@@ -179,38 +172,6 @@ def lines(results: list[Result]) -> list[str]:
         who = "" if trained.backbone == "trained" else f"{WORDS[trained.backbone]} "
         found.append(f"{name[0]}-{name[1]} {name[2]}: {who}{told(trained)}" + (f" ({beside})" if beside else ""))
     return found
-
-
-def fine_tune(folder: Path, backbone: Backbone, sets: list[Images], settings: Settings, seed: int, device: str,
-              console: Console) -> tuple[list[Result], list[Skipped]]:
-    """Numbers of finetune-v1, of the backbone and of the run's random start; those of each are kept as soon as they are there."""
-    def trained(drop_path: float) -> Encoder:
-        settings: dict[str, Any] = dict(backbone.encoder.settings)
-        encoder = Encoder(**settings, drop_path=drop_path)
-        encoder.load_state_dict(backbone.encoder.state_dict())
-        return encoder
-
-    starts: dict[Any, Callable[[float], Encoder]] = {"trained": trained}
-    results: list[Result] = []
-    skipped: list[Skipped] = []
-    if settings.scratch:
-        try:
-            config = read_run(folder)
-            method = find(config.method_name)
-            starts["random"] = lambda drop_path: make_encoder(
-                replace(config, encoder=replace(config.encoder, drop_path=drop_path)), method, backbone.channels)
-        except Refused as error:  # a backbone without its run, or a method that is not here
-            skipped.append(Skipped(FINETUNE, f"random weights are left out: {error}"))
-    for name, make in starts.items():
-        with Bar(console, title=f"fine-tuning {name} weights") as bar:
-            found, left = finetune_v1(
-                make, sets[0], sets[1], settings, backbone=name, seed=seed, mean=backbone.mean, std=backbone.std, device=device,
-                precision="bf16-mixed" if device == "cuda" else "32-true",
-                say=lambda text: console.print(text, soft_wrap=True, highlight=False),
-                progress=partial(bar.count, unit="images"))
-        keep_results(folder, found)
-        results, skipped = results + found, skipped + left
-    return results, skipped
 
 
 def compare(runs: Sequence[str | Path], *, out: str | Path | None = None, console: Console | None = None) -> list[Row]:
@@ -306,24 +267,29 @@ def embed(run: str | Path, data: str | Path, *, out: str | Path, label: str | No
 
 
 def explain(run: str | Path, images: str | Path, *, out: str | Path, count: int = 12, label: str | None = None,
-            console: Console | None = None) -> Path:
+            train: str | Path | None = None, target: str | None = None, console: Console | None = None) -> Path:
     """Write ``explain.html``: what the backbone of a run makes of some images, and how far its maps can be believed.
 
     Args:
         images: of any source; ``count`` of them, evenly spaced over classes and files, are explained.
         out: folder of the page.
+        train: labelled images to fit a class head on, for Grad-CAM; of data with splits those of ``train``. A fine-tuned
+            backbone (``RUN/finetuned``) brings its own head, which is taken where no ``train`` is given.
+        target: the class of Grad-CAM; None takes the one that is predicted of each image.
 
     Returns:
         The path of the page, one file under 10 MB that needs nothing else.
 
     Raises:
-        Refused: no backbone, no readable images, a count that gives no page or one above 10 MB.
+        Refused: no backbone, no readable images, a count that gives no page or one above 10 MB, a ``train`` without classes,
+            a ``target`` that is none of them.
     """
     if count < 1:
         raise Refused(f"--count {count}: at least one image must be explained.")
     console = console or Console()
     backbone, device = load(run), device_name()
     backbone.encoder.to(device)
+    head = class_head(Path(run), backbone, train, target, label, device, console)
     found = open_images(images, label=label, channels=backbone.channels)
     console.print(f"data: {found.sentence()}", soft_wrap=True)
     chosen = spaced(found, count)
@@ -335,7 +301,7 @@ def explain(run: str | Path, images: str | Path, *, out: str | Path, count: int 
     if backbone.label_tokens is not None:
         backbone.label_tokens.to(device)
     explanation = explain_images(backbone.encoder, shown, **known, label_tokens=backbone.label_tokens,
-                                 label_names=backbone.label_names)
+                                 label_names=backbone.label_names, head=head, target=target)
     near = None
     if len(bank):
         queries, vectors = (features(backbone.encoder, some, **known) for some in (shown, bank))
@@ -349,7 +315,7 @@ def explain(run: str | Path, images: str | Path, *, out: str | Path, count: int 
 
 
 def export(run: str | Path, *, to: str, out: str | Path, console: Console | None = None) -> Path:
-    """Write the backbone of a run as ``timm``, ``safetensors`` or ``onnx``; returns what was written."""
+    """Write the backbone of a run as ``timm``, ``safetensors``, ``onnx`` or ``huggingface``; returns what was written."""
     path = export_backbone(run, to, out)
     (console or Console()).print(f"{to}: {path}", soft_wrap=True)
     return path

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from rich.console import Console
@@ -78,6 +79,14 @@ def resolve(console: Console, device: str, tree: Tree) -> tuple[Images, Split, R
     if said := without_colour(made.views, split.train.channels):
         console.print(f"  {said}", soft_wrap=True, highlight=False)
     return images, split, config, made
+
+
+def of_split(images: Images, names: Sequence[str], console: Console) -> Images:
+    """The images of the first of these splits that the source has, which is said; all of them if it has none."""
+    found = images.of_split(*names)
+    if found is not images and found.splits:
+        console.print(f"{images.source.path}: the {len(found):,} images of its split {found.splits[0]}", soft_wrap=True)
+    return found
 
 
 def make_encoder(config: RunConfig, cls: type[Method], channels: int) -> Encoder:

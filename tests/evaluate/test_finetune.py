@@ -23,6 +23,7 @@ from daybreak.evaluate.finetune import (
     targets_of,
     tune,
 )
+from daybreak.evaluate.unfinished import Unfinished
 from daybreak.nn.encoder import Encoder
 
 PLAIN = dict(magnitude=0.0, mixup=0.0, cutmix=0.0, smoothing=0.0, drop_path=0.0)
@@ -207,3 +208,100 @@ def test_a_loss_that_is_not_finite_fails_in_one_sentence(sides):
     wrong = how(sides[0]) | {"std": (float("nan"),) * 3}
     with pytest.raises(Failed, match=r"after 18 steps; set a lower --set finetune.learning_rate"):
         finetune_v1(encoder, *sides, Settings(epochs=1, batch_size=16), **wrong)
+
+
+class Broken(Exception):
+    """What ends a training in these tests."""
+
+
+def interrupted_at(count: int, error: type[BaseException] = Broken):
+    """A ``progress`` that raises at its call of this number."""
+    calls = []
+
+    def progress(done: int, total: int) -> None:
+        calls.append(done)
+        if len(calls) == count:
+            raise error
+
+    return progress
+
+
+RECIPE = Settings(epochs=2, batch_size=16, shares=(0.5, 1.0))  # with drop path, mixing and RandAugment: 18 and 36 steps
+
+
+@pytest.fixture(scope="module")
+def whole(sides):
+    kept = []
+    results, _ = finetune_v1(encoder, *sides, RECIPE, keep=lambda *given: kept.append(given), **how(sides[0]))
+    return results, kept[0][0].state_dict(), kept[0][1].state_dict()
+
+
+@pytest.mark.parametrize(("seconds", "told"), [
+    (0.0, ["going on after 18 of 18 steps", "going on after 19 of 36 steps"]),  # a state after each step
+    (1e9, ["going on after 18 of 18 steps"]),  # only what ended was saved
+])
+def test_an_interrupted_fine_tuning_ends_with_the_same_bits(sides, whole, tmp_path, seconds, told):
+    with pytest.raises(Broken):  # in the second share
+        finetune_v1(encoder, *sides, RECIPE, unfinished=Unfinished(tmp_path / "f", seconds=seconds),
+                    progress=interrupted_at(2), **how(sides[0]))
+    kept, said, unfinished = [], [], Unfinished(tmp_path / "f", seconds=seconds)
+    results, _ = finetune_v1(encoder, *sides, RECIPE, unfinished=unfinished, say=said.append,
+                             keep=lambda *given: kept.append(given), **how(sides[0]))
+    assert [words for words in said if "going on" in words] == [f"{t} in {p}" for t, p in zip(told, unfinished.used, strict=False)]
+    assert results == whole[0]
+    for found, expected in zip((x.state_dict() for x in kept[0]), whole[1:], strict=True):
+        assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    assert len(list((tmp_path / "f").iterdir())) == 2
+    unfinished.clear()
+    assert not (tmp_path / "f").exists()
+
+
+def test_a_signal_lets_the_step_end_and_saves_it(sides, whole, tmp_path):
+    import os
+    import signal
+
+    def progress(done: int, total: int) -> None:
+        if total == 36 * 16:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune_v1(encoder, *sides, RECIPE, unfinished=Unfinished(tmp_path / "f"), progress=progress, **how(sides[0]))
+    said: list[str] = []
+    results, _ = finetune_v1(encoder, *sides, RECIPE, unfinished=Unfinished(tmp_path / "f"), say=said.append, **how(sides[0]))
+    assert results == whole[0] and any("going on after 20 of 36 steps" in words for words in said)
+
+
+def test_another_seed_setting_or_label_begins_anew_and_so_does_a_damaged_state(sides, tmp_path):
+    settings = settled(Settings(epochs=1, batch_size=64), "class", encoder(), 300)
+    other = replace(sides[0], labels=Labels("class", sides[0].labels.values[::-1].copy(), sides[0].labels.classes))
+    said: list[str] = []
+
+    def run(images=sides[0], seed=0, settings=settings):
+        tune(encoder(), images, settings, seed=seed, unfinished=Unfinished(tmp_path), say=said.append, **how(images))
+
+    run()
+    for change in ({"images": other}, {"seed": 1}, {"settings": replace(settings, learning_rate=1e-5)}):
+        run(**change)
+    assert not said and len(list(tmp_path.iterdir())) == 4
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    run()
+    assert not said
+    run()
+    assert len(said) == 1
+
+
+def test_a_full_disk_fails_in_one_sentence_and_a_broken_loss_leaves_no_state(sides, tmp_path, monkeypatch):
+    settings = settled(Settings(epochs=1, batch_size=16), "class", encoder(), 300)
+    with pytest.raises(Failed, match="not finite|is nan"):
+        tune(encoder(), sides[0], settings, seed=0, unfinished=Unfinished(tmp_path / "a", seconds=0),
+             **(how(sides[0]) | {"std": (float("nan"),) * 3}))
+    assert not list((tmp_path / "a").iterdir())
+
+    def full(state, file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(Failed, match="No space left .*; make room, and the same command goes on"):
+        tune(encoder(), sides[0], settings, seed=0, unfinished=Unfinished(tmp_path / "b", seconds=0), **how(sides[0]))
+    assert not list((tmp_path / "b").iterdir())

@@ -11,6 +11,7 @@ N training images, n test images, B batch, C classes or labels, H W height and w
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,15 +29,19 @@ from ..data.sources import Labels
 from ..data.views import View
 from ..errors import Failed, Refused
 from ..nn.encoder import Encoder
+from ..nn.heads import ClassHead
+from ..signals import caught
 from ..train.optim import layer_scales, make_optimizer, set_rates
+from ..train.resume import generators, set_generators
 from ..train.schedules import warm_cosine
 from .bootstrap import errors_of
-from .features import AUTOCAST, features, fingerprint, unit
+from .features import AUTOCAST, features, fingerprint, identity, unit
 from .fewshot import turn_in_class
 from .metrics import Number, Ranking
 from .multilabel import judge_labels
 from .protocols import Backbone, Result, Skipped
 from .tasks import choose_classes, choose_labels, why_not
+from .unfinished import Unfinished
 
 if TYPE_CHECKING:
     from ..data.images import Images
@@ -208,7 +213,8 @@ def loss_of(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
 
 def tune(encoder: Encoder, images: "Images", settings: Settings, *, seed: int, mean: Sequence[float], std: Sequence[float],
          device: str = "cpu", precision: str = "32-true", threads: int | None = None,
-         progress: Callable[[int, int], object] | None = None) -> Classifier:
+         say: Callable[[str], object] | None = None, progress: Callable[[int, int], object] | None = None,
+         unfinished: Unfinished | None = None) -> Classifier:
     """Train an encoder, which is changed, and a new classifier upon it; deterministic on one machine but for a GPU's rounding.
 
     Args:
@@ -216,10 +222,14 @@ def tune(encoder: Encoder, images: "Images", settings: Settings, *, seed: int, m
         images: labelled, without unknown classes.
         settings: with nothing left open, as ``settled`` gives them.
         mean, std: C numbers in units of [0, 1].
+        precision: "32-true" or "bf16-mixed"; in 16 bits of another kind gradients would vanish, since no loss is scaled.
+        say: told what is gone on with.
         progress: told images seen and the number of all that will be.
+        unfinished: where states are kept. A training that was interrupted goes on from its last one and ends with the same
+            weights (on a CPU to the bit); SIGINT and SIGTERM let the step end and save it first.
 
     Raises:
-        Failed: the loss was not finite.
+        Failed: the loss was not finite. KeyboardInterrupt: a signal came, and the state is saved.
     """
     s: Any = settings
     assert images.labels is not None
@@ -233,10 +243,24 @@ def tune(encoder: Encoder, images: "Images", settings: Settings, *, seed: int, m
         optimizer="adamw", learning_rate=s.learning_rate, learning_rate_rule="fixed", batch_size=s.batch_size,
         weight_decay=s.weight_decay, no_decay="1d-and-tokens"), scales)
     kind_of_device, narrow = torch.device(device).type, AUTOCAST.get(precision)
-    with contextlib.closing(Loader(images, [view], s.batch_size, seed=seed, threads=threads,
-                                   pin=kind_of_device == "cuda")) as loader:
+    path, state, received = None, None, list[int]()
+    if unfinished is not None:
+        path = unfinished.path(depends_on(encoder, images, s, seed, mean, std, kind_of_device, precision))
+        state = unfinished.load(path)
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(contextlib.closing(
+            Loader(images, [view], s.batch_size, seed=seed, threads=threads, pin=kind_of_device == "cuda")))
         steps = s.epochs * loader.steps_per_epoch
-        for step in range(steps):
+        if state is not None:
+            model.load_state_dict(state["model"])
+            if say:
+                say(f"going on after {state['step']:,} of {steps:,} steps in {path}")
+            if state["step"] < steps:
+                optimizer.load_state_dict(state["optimizer"])
+                loader.load_state_dict(state["loader"])
+                set_generators(state["generators"])
+        stack.enter_context(caught(received.append) if unfinished else contextlib.nullcontext())
+        for step in range(state["step"] if state else 0, steps):
             batch = next(loader)
             assert batch.labels is not None
             pixels = unit(batch.images[0].to(device, non_blocking=True))  # (B, C, H, W) in [0, 1]
@@ -253,11 +277,27 @@ def tune(encoder: Encoder, images: "Images", settings: Settings, *, seed: int, m
             optimizer.step()
             if step % 20 == 19 or step == steps - 1:  # seldom, since each look waits for the device
                 if not loss.isfinite():
+                    if path:
+                        path.unlink(missing_ok=True)  # nothing can go on from it
                     raise Failed(f"{images.source.path}: the loss of {NAME} is {loss.item()} after {step + 1} steps; set a lower "
                                  f"--set finetune.learning_rate (it was {s.learning_rate:.2g}).")
                 if progress:
                     progress((step + 1) * s.batch_size, steps * s.batch_size)
+            if unfinished and path and (received or unfinished.is_due or step == steps - 1):
+                unfinished.save(path, {"step": step + 1, "model": model.state_dict()} | ({} if step == steps - 1 else {
+                    "optimizer": optimizer.state_dict(), "loader": loader.state_dict(), "generators": generators()}))
+            if received:
+                raise KeyboardInterrupt
     return model.eval()
+
+
+def depends_on(encoder: Encoder, images: "Images", settings: Settings, seed: int, mean: Sequence[float], std: Sequence[float],
+               device: str, precision: str) -> dict[str, str]:
+    """All that the weights after a training follow from, in words."""
+    assert images.labels is not None
+    labels = hashlib.sha256(np.ascontiguousarray(images.labels.values).tobytes()).hexdigest()[:16]
+    return identity(encoder, images, encoder.image_size, mean, std) | {
+        "training": f"{NAME}, seed {seed}, {device}, {precision}, {settings}", "labels": f"{images.labels.classes} {labels}"}
 
 
 def judge_classes(probabilities: np.ndarray, truth: np.ndarray, groups: list[str] | None, seed: int) -> list[Number]:
@@ -281,16 +321,19 @@ def judge_classes(probabilities: np.ndarray, truth: np.ndarray, groups: list[str
 def finetune_v1(make: Callable[[float], Encoder], train: "Images", test: "Images", settings: Settings, *,
                 backbone: Backbone = "trained", seed: int = 0, mean: Sequence[float], std: Sequence[float], device: str = "cpu",
                 precision: str = "32-true", threads: int | None = None, say: Callable[[str], object] | None = None,
-                progress: Callable[[int, int], object] | None = None) -> tuple[list[Result], list[Skipped]]:
+                progress: Callable[[int, int], object] | None = None, unfinished: Unfinished | None = None,
+                keep: Callable[[Encoder, ClassHead], object] | None = None) -> tuple[list[Result], list[Skipped]]:
     """Fine-tune from one start with each share of the labels, and measure on the test images after the last step.
 
     Args:
-        make: gives the encoder at its start for a drop path; called once a share, and once before.
+        make: gives the encoder at its start for a drop path; called once a share, and once before for a look at its shape.
         train, test: labelled images; classes and labels are matched by name.
         seed: of which labels, order, crops, augmentation, mixing, drop path, resamples.
         mean, std: C numbers that pixels in [0, 1] are normalised by.
         say: told what is trained, with all settings.
         progress: told images seen and the number of all that will be, of one share after the other.
+        unfinished: as ``tune`` takes it; a share that was trained before an interruption is not trained again.
+        keep: given what was trained with the most labels, when all shares are measured.
 
     Returns:
         Results, and what was left out.
@@ -302,23 +345,27 @@ def finetune_v1(make: Callable[[float], Encoder], train: "Images", test: "Images
         raise Refused(f"finetune.shares = {list(settings.shares)}: expected shares of the labels above 0 up to 1, such as 0.1.")
     train, test, notes = matched(train, test)
     assert train.labels is not None and test.labels is not None
+    kind: Literal["class", "multi"] = "class" if train.labels.kind == "class" else "multi"
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        shape = make(0.0)
     results: list[Result] = []
+    best: tuple[Encoder, ClassHead] | None = None
     for share in settings.shares:
         part = train if share == 1 else train.subset(chosen(train.labels, share, seed))
         if len(part) < 2:
             raise Refused(f"{train.source.path}: {share:.3g} of the labels is {len(part)} image; two are needed.")
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            complete = settled(settings, train.labels.kind, make(0.0), len(part), backbone)
+            complete = settled(settings, kind, shape, len(part), backbone)
             encoder = make(complete.drop_path or 0.0).to(device)
             start, width = fingerprint(encoder), encoder.dim
             if say:
                 say(f"{NAME}: {backbone} weights, {len(part):,} images: {told(complete)}")
             model = tune(encoder, part, complete, seed=seed, mean=mean, std=std, device=device, precision=precision,
-                         threads=threads, progress=progress)
+                         threads=threads, say=say, progress=progress, unfinished=unfinished)
             logits = features(model, test, size=encoder.image_size, device=device, precision=precision, mean=mean, std=std,
                               threads=threads)
         truth = np.asarray(test.labels.values)
-        if train.labels.kind == "class":
+        if kind == "class":
             numbers = judge_classes(logits.softmax(1).numpy(), truth, test.groups, seed)
         else:
             numbers = judge_labels(logits.double().numpy(), truth.astype(float), test.labels.classes, seed=seed, groups=test.groups)
@@ -327,6 +374,11 @@ def finetune_v1(make: Callable[[float], Encoder], train: "Images", test: "Images
         results += [Result(name, version, n.metric + suffix, n.value, n.error, backbone, train.fingerprint, seed, len(part),
                            len(test), len(train.labels.classes), test.fingerprint, start, width, settings.said())
                     for n in numbers]
+        if keep and share == max(settings.shares):
+            best = model.encoder, ClassHead(model.head, train.labels.classes, kind, f"{NAME} on {len(part):,} images of "
+                                            f"{train.source.path}, seed {seed}")
+    if keep and best:
+        keep(*best)
     return results, [Skipped(NAME, note) for note in notes]
 
 

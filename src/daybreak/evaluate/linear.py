@@ -110,6 +110,11 @@ def held_out(count: int, groups: list[str] | None = None) -> np.ndarray:
 
 def standardise_by(reference: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     """Give each dimension the reference's mean 0 and deviation 1; a constant one becomes 0 or close to it."""
-    deviation, mean = torch.std_mean(reference.double(), dim=0, correction=0)
-    shift, scale = mean.float(), (deviation + 1e-6 * (1 + mean.abs())).float()
+    shift, scale = standards(reference)
     return tuple((table.float() - shift) / scale for table in tables)
+
+
+def standards(reference: Tensor) -> tuple[Tensor, Tensor]:
+    """What is taken off each dimension of vectors (N, D), and what it is divided by, (D,) each; never 0."""
+    deviation, mean = torch.std_mean(reference.double(), dim=0, correction=0)
+    return mean.float(), (deviation + 1e-6 * (1 + mean.abs())).float()

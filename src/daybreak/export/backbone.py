@@ -8,7 +8,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from ..data.decode import Unreadable, decode, resize
 from ..data.views import View, draw_boxes
 from ..errors import Failed, Refused
 from ..nn.encoder import Encoder, Tokens
+from ..nn.heads import ClassHead
 from ..nn.label_tokens import LabelTokens
 from .card import model_card
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
 LABELS = "label_tokens.safetensors"  # of runs with a token for each label
+HEAD = "head.safetensors"  # of fine-tuned backbones
 # Modes of Pillow that a PNG holds; others are first made RGB.
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -38,7 +40,8 @@ class Backbone(nn.Module):
     Attributes:
         encoder, dim (D), size (H, W) it was trained at, channels, mean and std (C numbers, of pixels in
         [0, 1]), info (what the run said about itself), label_tokens (None where the run had none) and
-        label_names (L names).
+        label_names (L names),
+        head (of a fine-tuned backbone, else None).
 
     Example:
         >>> import daybreak, torch
@@ -47,9 +50,10 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, encoder: Encoder, *, mean: Sequence[float], std: Sequence[float],
-                 info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = ()):
+                 info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = (),
+                 head: ClassHead | None = None):
         super().__init__()
-        self.encoder, self.info = encoder, info
+        self.encoder, self.info, self.head = encoder, info, head
         self.label_tokens, self.label_names = label_tokens, tuple(label_names)
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.dim, self.channels, self.size = encoder.dim, encoder.channels, encoder.image_size
@@ -131,10 +135,11 @@ class Backbone(nn.Module):
 
 
 def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float], std: Sequence[float],
-                   info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = ()) -> Path:
+                   info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = (),
+                   head: ClassHead | None = None) -> Path:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens by itself.
 
-    It is written beside and renamed, so a reader never sees half of it; a former backbone there is replaced.
+    It is written as ``replace_folder`` does.
 
     Args:
         encoder: what is written; it stays as it is.
@@ -142,28 +147,42 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         info: what the run says about itself (method, data, images seen ...), numbers, strings, lists and
             dicts only; ``depth`` and ``background`` in it are those of decoding.
         label_tokens: of the encoder, and the names of their labels; timm passes them by.
+        head: upon the pooled vector; timm passes it by too.
 
     Raises:
         Refused: the folder holds something else. Failed: the disk did not take it.
     """
-    folder = Path(folder)
-    ours = folder.is_dir() and ((folder / WEIGHTS).is_file() or not any(folder.iterdir()))
-    if folder.exists() and not ours:
-        raise Refused(f"{folder}: exists and is no backbone; choose another folder.")
-    beside, former = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "former"))
     config = timm_config(encoder, mean, std, info)
     if label_tokens is not None:
         config["daybreak"]["label_tokens"] = {"first": label_tokens.first, "names": list(label_names)}
+    if head is not None:
+        config["daybreak"]["head"] = {"kind": head.kind, "classes": list(head.classes), "said": head.said}
     text, card = json.dumps(config, indent=2) + "\n", model_card(config)
+
+    def fill(beside: Path) -> None:
+        for name, module in ((WEIGHTS, encoder.model), (LABELS, label_tokens), (HEAD, head)):
+            if module is not None:
+                save_file(tensors_of(module), beside / name, metadata={"format": "pt"})
+        (beside / CONFIG).write_text(text)
+        (beside / README).write_text(card)
+
+    return replace_folder(Path(folder), fill)
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], object]) -> Path:
+    """Let ``fill`` write a folder beside and rename it, so a reader never sees half of it; a former backbone is replaced.
+
+    Raises:
+        Refused: the folder holds something else. Failed: the disk did not take it.
+    """
+    if folder.exists() and not (folder.is_dir() and ((folder / WEIGHTS).is_file() or not any(folder.iterdir()))):
+        raise Refused(f"{folder}: exists and is no backbone; choose another folder.")
+    beside, former = (folder.with_name(f".{folder.name}.{word}") for word in ("part", "former"))
     try:
         for old in (beside, former):
             shutil.rmtree(old, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_file(tensors_of(encoder.model), beside / WEIGHTS, metadata={"format": "pt"})
-        if label_tokens is not None:
-            save_file(tensors_of(label_tokens), beside / LABELS, metadata={"format": "pt"})
-        (beside / CONFIG).write_text(text)
-        (beside / README).write_text(card)
+        fill(beside)
         if folder.exists():
             os.replace(folder, former)
         os.replace(beside, folder)
@@ -239,11 +258,15 @@ def load(path: str | Path) -> Backbone:
         encoder = Encoder(**settings)
         labels = ours.get("label_tokens")
         tokens = LabelTokens(encoder, len(labels["names"]), labels["first"]) if labels else None
+        made = ours.get("head")
+        head = ClassHead(nn.Linear(encoder.dim, len(made["classes"])), **made) if made else None
     load_weights(encoder.model, folder / WEIGHTS)
     if tokens is not None:
         load_weights(tokens, folder / LABELS)
+    if head is not None:
+        load_weights(head, folder / HEAD)
     return Backbone(encoder, mean=cfg["mean"], std=cfg["std"], info=ours["info"], label_tokens=tokens,
-                    label_names=labels["names"] if labels else ())
+                    label_names=labels["names"] if labels else (), head=head)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

@@ -3,10 +3,14 @@
 B samples, D width, N tokens, C channels.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import Refused, nearest
 from .losses import number, sum_over_ranks, world_size
 
 
@@ -79,3 +83,35 @@ class Reconstruction(nn.Module):
         """(B, N, D) patch tokens on a (rows, columns) grid to (B, C, rows * patch, columns * patch)."""
         x = self.mlp(patches).transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
         return self.paint(x)
+
+
+class ClassHead(nn.Module):
+    """A linear layer from the pooled vector to a logit for each of C classes or labels, which it knows by name.
+
+    Args:
+        layer: from (B, D) to (B, C).
+        kind: "class", one class an image, or "multi", several labels.
+        said: where it comes from, in words.
+    """
+
+    def __init__(self, layer: nn.Linear, classes: Sequence[str], kind: Literal["class", "multi"], said: str):
+        super().__init__()
+        self.layer, self.classes, self.kind, self.said = layer, tuple(map(str, classes)), kind, said
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(B, C) logits of pooled vectors (B, D)."""
+        return self.layer(vectors)
+
+    def chances(self, logits: Tensor) -> Tensor:
+        """Probabilities (B, C) in [0, 1]; those of one class an image sum to 1."""
+        return logits.softmax(1) if self.kind == "class" else logits.sigmoid()
+
+    def place(self, name: str) -> int:
+        """Position of a class.
+
+        Raises:
+            Refused: no such class.
+        """
+        if name not in self.classes:
+            raise Refused(f"'{name}' is no class of the head ({self.said}); {nearest(name, list(self.classes))}")
+        return self.classes.index(name)

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..errors import Refused
-from ..explain.maps import Explained, Explanation
+from ..explain.maps import GRAD, Explained, Explanation
 from ..explain.neighbours import Neighbours
 from ..explain.thumbnails import png
 from ..nn.encoder import Encoder
@@ -57,8 +57,10 @@ def draw(image: Explained) -> dict[str, Any]:
 
     def tile(name: str, values: np.ndarray) -> dict[str, str]:
         row, column = np.unravel_index(values.argmax(), values.shape)
-        return {"name": name, "url": address(PALETTE[stretch(values)]),
-                "said": f"{name} of {key}: strongest in row {row + 1} of {rows}, column {column + 1} of {columns}"}
+        name = f"{name}, {image.shown_class}" if name == GRAD else name
+        strongest = f"strongest in row {row + 1} of {rows}, column {column + 1} of {columns}"
+        where = strongest if np.ptp(values) else "the same everywhere"
+        return {"name": name, "url": address(PALETTE[stretch(values)]), "said": f"{name} of {key}: {where}"}
 
     heads = [] if image.heads is None else [tile(f"Head {i + 1}", head) for i, head in enumerate(image.heads)]
     drawn: dict[str, Any] = {"picture": image.picture, "rows": rows, "columns": columns, "heads": heads, "cosines": None,

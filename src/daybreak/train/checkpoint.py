@@ -19,28 +19,41 @@ def save(folder: Path, state: dict[str, Any], images_seen: int, *, best: bool = 
         Failed: the disk is full or the folder cannot be written; the former checkpoint is untouched.
     """
     path = folder / f"images-{images_seen:012d}.pt"
-    beside = path.with_suffix(".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        write(path, state)
         if best:
             link = folder / "best.part"
             link.unlink(missing_ok=True)
             os.link(path, link)
             os.replace(link, folder / "best.pt")
-        _sync(folder)
+            _sync(folder)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
         raise Failed(f"{path}: could not be written ({error}); the former checkpoint is whole. "
                      f"Make room and go on with: daybreak pretrain --resume {folder.parent}") from error
     for old in every(folder)[:-KEPT]:
         old.unlink(missing_ok=True)
     return path
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write a state beside ``path``, sync it and rename it: a former file there stays until this one is whole.
+
+    Raises:
+        OSError, RuntimeError: it could not be written; nothing is left beside.
+    """
+    beside = path.with_suffix(".part")
+    try:
+        with open(beside, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        _sync(path.parent)
+    except (OSError, RuntimeError):
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def _sync(folder: Path) -> None:

@@ -49,11 +49,7 @@ def restore(state: dict[str, Any], method: Method, optimizer: torch.optim.Optimi
         state["skipped"] = []  # they are positions in an order that is no more
     loader.load_state_dict(place(state, loader))
     budget.load_state_dict(state["budget"])
-    for name, generator in state["generators"].items():
-        if name == "cpu":
-            torch.set_rng_state(generator)
-        elif torch.cuda.is_available():
-            torch.cuda.set_rng_state(generator, int(name.removeprefix("cuda")))
+    set_generators(state["generators"])
     return forced
 
 
@@ -70,6 +66,15 @@ def generators() -> dict[str, Tensor]:
     if torch.cuda.is_available():
         found |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
     return found
+
+
+def set_generators(states: dict[str, Tensor]) -> None:
+    """Put torch's generators back to what ``generators`` gave; those of a GPU that is not here are passed by."""
+    for name, generator in states.items():
+        if name == "cpu":
+            torch.set_rng_state(generator)
+        elif torch.cuda.is_available():
+            torch.cuda.set_rng_state(generator, int(name.removeprefix("cuda")))
 
 
 class Finite:
