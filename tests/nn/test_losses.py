@@ -27,11 +27,27 @@ def soft_cross_entropy(one, two, mask):
     return losses.mean_over_ranks(losses.soft_cross_entropy(one, two.softmax(-1)))
 
 
+def cross_contrast(one, two, mask):  # a sample's two views stand side by side, so that ranks cut between samples
+    return losses.cross_contrast(*(torch.cat(x.chunk(2, 1)) for x in (one, two)), 0.2)
+
+
+def cross_views(one, two, mask):
+    return losses.cross_views((one, two, one * two), (two.softmax(-1), one.softmax(-1)))
+
+
+def known_bce(one, two, mask):
+    return losses.known_bce(one + two, mask.float().where(two.detach() > -0.5, torch.nan))
+
+
+def entropy(one, two, mask):
+    return losses.mean_over_ranks(losses.entropy((one * two).softmax(-1)))
+
+
 def batch_norm(one, two, mask):
     return losses.mean_over_ranks((BatchNorm(one.shape[1])(one) ** 3 * two).sum(-1))
 
 
-ALL = [nt_xent, info_nce, masked_mean, soft_cross_entropy, batch_norm]
+ALL = [nt_xent, info_nce, cross_contrast, cross_views, masked_mean, known_bce, soft_cross_entropy, entropy, batch_norm]
 
 
 def inputs():
