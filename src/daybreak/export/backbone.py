@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from ..data.decode import Unreadable, decode, resize
 from ..data.views import View, draw_boxes
 from ..errors import Failed, Refused
+from ..nn.conv_vae import NAME as OWN
 from ..nn.encoder import Encoder, Tokens
 from ..nn.label_tokens import LabelTokens
+from ..nn.latent import Latent, Means
 from .card import model_card
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
 LABELS = "label_tokens.safetensors"  # of runs with a token for each label
+LATENT = "latent.safetensors"  # of runs with a latent code
 # Modes of Pillow that a PNG holds; others are first made RGB.
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -37,8 +40,8 @@ class Backbone(nn.Module):
 
     Attributes:
         encoder, dim (D), size (H, W) it was trained at, channels, mean and std (C numbers, of pixels in
-        [0, 1]), info (what the run said about itself), label_tokens (None where the run had none) and
-        label_names (L names).
+        [0, 1]), info (what the run said about itself), label_tokens (None where the run had none),
+        label_names (L names) and latent (None where the run had no latent code).
 
     Example:
         >>> import daybreak, torch
@@ -47,8 +50,10 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, encoder: Encoder, *, mean: Sequence[float], std: Sequence[float],
-                 info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = ()):
+                 info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = (),
+                 latent: Latent | None = None):
         super().__init__()
+        self.latent = latent
         self.encoder, self.info = encoder, info
         self.label_tokens, self.label_names = label_tokens, tuple(label_names)
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
@@ -68,6 +73,13 @@ class Backbone(nn.Module):
     def map(self, images: Tensor) -> Tensor:
         """(B, D, h, w) of normalised images (B, C, H, W)."""
         return self.encoder.map(images)
+
+    def code(self, images: Tensor) -> Tensor:
+        """(B, d) mean of the latent code of normalised images (B, C, H, W)."""
+        if self.latent is None:
+            raise Refused(f"this backbone has no latent code; those of --method devae have, and this one is of "
+                          f"'{self.info.get('method', 'unknown')}'.")
+        return Means(self.encoder, self.latent).pooled(images)
 
     def scores(self, images: Tensor) -> Tensor:
         """(B, L) probability of each label, in the order of ``label_names``, of normalised images (B, C, H, W)."""
@@ -131,7 +143,8 @@ class Backbone(nn.Module):
 
 
 def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float], std: Sequence[float],
-                   info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = ()) -> Path:
+                   info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = (),
+                   latent: Latent | None = None) -> Path:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens by itself.
 
     It is written beside and renamed, so a reader never sees half of it; a former backbone there is replaced.
@@ -141,7 +154,7 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         mean, std: of the data, C numbers in units of [0, 1].
         info: what the run says about itself (method, data, images seen ...), numbers, strings, lists and
             dicts only; ``depth`` and ``background`` in it are those of decoding.
-        label_tokens: of the encoder, and the names of their labels; timm passes them by.
+        label_tokens, latent: of the encoder, and the names of its labels; timm passes them by.
 
     Raises:
         Refused: the folder holds something else. Failed: the disk did not take it.
@@ -154,6 +167,8 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
     config = timm_config(encoder, mean, std, info)
     if label_tokens is not None:
         config["daybreak"]["label_tokens"] = {"first": label_tokens.first, "names": list(label_names)}
+    if latent is not None:
+        config["daybreak"]["latent"] = latent.size
     text, card = json.dumps(config, indent=2) + "\n", model_card(config)
     try:
         for old in (beside, former):
@@ -162,6 +177,8 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         save_file(tensors_of(encoder.model), beside / WEIGHTS, metadata={"format": "pt"})
         if label_tokens is not None:
             save_file(tensors_of(label_tokens), beside / LABELS, metadata={"format": "pt"})
+        if latent is not None:
+            save_file(tensors_of(latent), beside / LATENT, metadata={"format": "pt"})
         (beside / CONFIG).write_text(text)
         (beside / README).write_text(card)
         if folder.exists():
@@ -207,6 +224,7 @@ def timm_config(encoder: Encoder, mean: Sequence[float], std: Sequence[float],
             "version": importlib.metadata.version("daybreak"),
             "encoder": encoder.settings,
             "pooling": encoder.pooling,
+            "is_own": architecture == OWN,  # which timm does not know by itself
             "info": info,
         },
     }
@@ -239,11 +257,14 @@ def load(path: str | Path) -> Backbone:
         encoder = Encoder(**settings)
         labels = ours.get("label_tokens")
         tokens = LabelTokens(encoder, len(labels["names"]), labels["first"]) if labels else None
+        latent = Latent(encoder.dim, ours["latent"]) if ours.get("latent") else None
     load_weights(encoder.model, folder / WEIGHTS)
     if tokens is not None:
         load_weights(tokens, folder / LABELS)
+    if latent is not None:
+        load_weights(latent, folder / LATENT)
     return Backbone(encoder, mean=cfg["mean"], std=cfg["std"], info=ours["info"], label_tokens=tokens,
-                    label_names=labels["names"] if labels else ())
+                    label_names=labels["names"] if labels else (), latent=latent)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

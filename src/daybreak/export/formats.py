@@ -33,7 +33,7 @@ def export(run: str | Path, to: str, out: str | Path) -> Path:
     backbone = load(run)
     if to == "timm":
         return write_backbone(backbone.encoder, out, mean=backbone.mean, std=backbone.std, info=backbone.info,
-                              label_tokens=backbone.label_tokens, label_names=backbone.label_names)
+                              label_tokens=backbone.label_tokens, label_names=backbone.label_names, latent=backbone.latent)
     if to == "onnx":
         return export_onnx(backbone, out / "model.onnx")
     folder = Path(run) / "backbone" if (Path(run) / "backbone").is_dir() else Path(run)
