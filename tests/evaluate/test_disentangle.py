@@ -183,7 +183,7 @@ def test_dci_by_a_loop():
 
 def test_codes_of_known_quality():
     own, mixed, noise = (disentangle_v1(*sides(kind, 200), votes=VOTES) for kind in ("own", "mixed", "noise"))
-    assert all(value > 0.9 for name, value in own.items() if name != "SAP") and own["SAP"] > 0.3
+    assert all(value > 0.85 for name, value in own.items() if name != "SAP") and own["SAP"] > 0.3
     assert noise["MIG"] < 0.1 and noise["SAP"] < 0.15 and noise["DCI disentanglement"] < 0.2 and noise["DCI completeness"] < 0.2
     assert noise["FactorVAE score"] < 0.55 and noise["beta-VAE score"] < 0.5  # one of three by chance
     for name in ("MIG", "FactorVAE score", "DCI disentanglement"):

@@ -92,6 +92,8 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
     from . import archives, dsprites, tables, webdataset  # they need Source from here
 
     drawn, path = dsprites.is_dsprites(path), Path(path)
+    if drawn and group is not None:
+        raise Refused(f"{path}: no group '{group}': every image is drawn by itself; leave --group out.")
     if drawn:
         source = dsprites.open_dsprites(str(path))
     elif shards := webdataset.numbered(path):
@@ -119,8 +121,6 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
             )
     if not source.keys:
         raise Refused(f"{path}: no images in this {source.kind}; expected files such as .jpg or .png.")
-    if group is not None and drawn:
-        raise Refused(f"{path}: no group '{group}': every image is drawn by itself; leave --group out.")
     if group is not None and source.kind in ("folder", "zip", "tar"):
         raise Refused(f"{path}: no group '{group}': a {source.kind} has no columns; list them in a CSV.")
     source.label = _choose(source, label or source.label)
