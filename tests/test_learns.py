@@ -26,6 +26,7 @@ class Lesson:
     on_textures: bool = True
     protocol: str = "linear"
     beats_pixels: bool = True
+    data: str | None = None  # drawn; else textures, or the demo
 
 
 LESSONS = {
@@ -46,6 +47,8 @@ LESSONS = {
                                  "method.final_teacher_temperature=0.04"), on_textures=False, protocol="knn", beats_pixels=False),
     "lt_vit": Lesson(4000),
     "hydra": Lesson(12000, ("method.hidden=128", "method.output=64", "method.embedding=64", "method.gate_hidden=128")),
+    "devae": Lesson(12000, ("encoder.name=conv_vae", "encoder.image_size=32", "encoder.width=none", "encoder.depth=none"),
+                    beats_pixels=False, data="dsprites:3000"),
 }
 
 
@@ -58,7 +61,7 @@ SLOW = ("gmml", "mmc", "pseudo_mae")
 def train(name: str, textures: Path, out: Path, more: tuple[str, ...] = ()) -> daybreak.Run:
     lesson = LESSONS[name]
     demo = {"data": DEMO / "animals-train.parquet", "val": DEMO / "animals-val.parquet"}
-    data = {"data": textures} if lesson.on_textures else demo
+    data = {"data": lesson.data or textures} if lesson.data or lesson.on_textures else demo
     return daybreak.pretrain(**data, method=name, images=lesson.images, batch_size=64, out=out, seed=0, pictures=False,
                              overrides=[*SETTINGS, *lesson.settings, *more])
 

@@ -166,8 +166,10 @@ def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: 
 
 def absolute(path: str | Path | None) -> str | None:
     """The whole path, so that a run finds its data again from any folder."""
-    if path is None or is_dsprites(path):
-        return None if path is None else str(path)
+    if path is None:
+        return None
+    if is_dsprites(path):
+        return str(path)
     whole = str(Path(path).absolute())
     if whole != printable(whole):
         raise Refused(f"{printable(whole)}: the name is not UTF-8, and a run could not note it; rename it, or give a link to it.")

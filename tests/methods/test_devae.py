@@ -5,13 +5,14 @@ import math
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from conftest import noise_batch, step_for, tiny_method
 
 import daybreak
 from daybreak.errors import Refused
 from daybreak.export.backbone import load, write_backbone
-from daybreak.methods.base import find
+from daybreak.export.formats import export
 from daybreak.methods.devae import Decoder, pixel_error
 from daybreak.nn.encoder import Encoder
 
@@ -144,9 +145,21 @@ def test_the_code_is_kept_beside_the_backbone(tmp_path):
     write_backbone(method.encoder, tmp_path / "b", mean=[0.5] * 3, std=[0.2] * 3, info={}, latent=method.latent)
     backbone = load(tmp_path / "b")
     assert torch.equal(backbone.code(images), method.eval().latent(method.encoder.pooled(images))[0])
+    export(tmp_path / "b", "timm", tmp_path / "again")
+    assert torch.equal(load(tmp_path / "again").code(images), backbone.code(images))
     write_backbone(method.encoder, tmp_path / "none", mean=[0.5] * 3, std=[0.2] * 3, info={"method": "mae"})
     with pytest.raises(Refused, match="no latent code; those of --method devae have"):
         load(tmp_path / "none").code(images)
+
+
+def test_timm_that_has_met_the_convolutional_encoder_opens_it(tmp_path):
+    encoder = Encoder("conv_vae", image_size=(64, 64), channels=1).eval()
+    write_backbone(encoder, tmp_path / "b", mean=[0.1], std=[0.2], info={})
+    assert "import daybreak.nn.encoder\nimport timm" in (tmp_path / "b" / "README.md").read_text()
+    images = torch.randn(2, 1, 64, 64)
+    model = timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True).eval()
+    assert torch.equal(model(images), load(tmp_path / "b").pooled(images))
+    assert timm.create_model(f"local-dir:{tmp_path / 'b'}", pretrained=True, num_classes=7)(images).shape == (2, 7)
 
 
 @pytest.mark.long
@@ -156,5 +169,3 @@ def test_from_drawn_sprites_to_numbers_and_traversals(tmp_path):
     assert "the most informative first" in run.report.read_text() and run.load().latent.size == 10
     numbers = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert {"R_0", "KL_0", "R_1", "KL_1", "unused"} <= next(n for n in numbers if n["kind"] == "train").keys()
-    card = (run.folder / "backbone" / "README.md").read_text()
-    assert "import daybreak.nn.encoder\nimport timm" in card and find("devae").recipe.precision == "32-true"

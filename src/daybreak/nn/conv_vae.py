@@ -2,7 +2,7 @@
 
 Locatello et al., "Challenging Common Assumptions in the Unsupervised Learning of Disentangled Representations", 2018,
 arXiv 1811.12359: made for 64 x 64 pixels. timm knows the name once this module is imported; weights of it are opened by
-``daybreak.load``, or by timm after ``import daybreak``. B batch, C channels, H W height and width in pixels.
+``daybreak.load``, or by timm after ``import daybreak.nn.encoder``. B batch, C channels, H W height and width in pixels.
 """
 
 from typing import Any
