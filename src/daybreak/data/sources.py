@@ -79,10 +79,10 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
     file), WebDataset tars (one, a folder of them, or ``train-{000000..000146}.tar``), a CSV or Parquet list
     with a column of paths, a Parquet or Arrow table with a column of encoded images or a folder of such
     tables, a folder that ``datasets`` saved, or ``dsprites:N``, which is drawn (``dsprites.open_dsprites``).
-    Folders are classes when every image lies in one and there
-    are two or more; folders ``train``, ``val`` and ``test`` around them are splits; a folder ``masks``
-    beside one called ``images``, or a column ``mask`` beside ``image``, holds masks and no images.  Files of
-    several frames (DICOM) are that many images, without masks.
+    Folders are classes when every image lies in one and there are two or more; folders ``train``, ``val``
+    and ``test`` around them are splits; a folder ``masks`` beside one called ``images``, or a column ``mask``
+    beside ``image``, holds masks and no images.  Files of several frames (DICOM) are that many images,
+    without masks.
 
     Args:
         label: the column to use as label; without it "label" or "class", else the only one there is.
