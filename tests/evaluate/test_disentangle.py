@@ -216,5 +216,9 @@ def test_columns_are_matched_by_name_and_what_is_no_factor_is_left_out(monkeypat
     train[3, 1] = np.nan
     results, notes = evaluate_factors(torch.tensor(train), columns(train_factors), torch.tensor(test), two)
     assert not results and "not finite" in notes[0].reason
-    results, notes = evaluate_factors(torch.ones(40, 1), columns(train_factors), torch.ones(20, 1), columns(test_factors))
-    assert not results
+
+
+def test_a_code_of_one_dimension_is_refused():
+    train, test = grid(40, 0), grid(20, 1)
+    results, notes = evaluate_factors(torch.rand(40, 1), columns(train), torch.rand(20, 1), columns(test))
+    assert not results and "the code has one dimension" in notes[0].reason
