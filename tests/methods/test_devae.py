@@ -4,13 +4,17 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
 from conftest import noise_batch, step_for, tiny_method
 
 import daybreak
+from daybreak.data.images import open_images
+from daybreak.data.loader import evaluation_batches
 from daybreak.errors import Refused
+from daybreak.evaluate import disentangle
 from daybreak.export.backbone import load, write_backbone
 from daybreak.export.formats import export
 from daybreak.methods.devae import Decoder, pixel_error
@@ -163,9 +167,20 @@ def test_timm_that_has_met_the_convolutional_encoder_opens_it(tmp_path):
 
 
 @pytest.mark.long
-def test_from_drawn_sprites_to_numbers_and_traversals(tmp_path):
+def test_from_drawn_sprites_to_numbers_and_traversals(tmp_path, monkeypatch):
     run = daybreak.pretrain("dsprites:64", method="devae", encoder="conv_vae", image_size=16, images=64, batch_size=32,
                             out=tmp_path / "run", threads=1, overrides=["watch.probes=0", "watch.log_steps=1"])
     assert "the most informative first" in run.report.read_text() and run.load().latent.size == 10
     numbers = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert {"R_0", "KL_0", "R_1", "KL_1", "unused"} <= next(n for n in numbers if n["kind"] == "train").keys()
+    seen = []
+    monkeypatch.setattr(disentangle, "disentangle_v1", lambda *given, seed: seen.append(given) or {"MIG": seed / 10})
+    results = daybreak.evaluate(run.folder, train="dsprites:60:1", test="dsprites:40:2", protocols=["disentangle-v1"], seed=3)
+    assert [(r.protocol, r.metric, r.backbone, r.value, r.num_train, r.num_test, r.width, r.num_classes) for r in results] == [
+        ("disentangle", "MIG", name, 0.3, 60, 40, 10, 5) for name in ("trained", "random")]
+    images = open_images("dsprites:40:2")
+    backbone = run.load()
+    (pixels,) = (batch for _, batch in evaluation_batches(images, 16, 16, 64))
+    code = backbone.code((pixels / 255 - backbone.mean[0]) / backbone.std[0])
+    torch.testing.assert_close(torch.tensor(seen[0][2]).float(), code.detach(), atol=1e-5, rtol=1e-5)
+    assert (seen[0][3][:, 3] == images.source.labels["x"].values).all() and not np.allclose(seen[0][2], seen[1][2])
