@@ -47,15 +47,17 @@ LESSONS = {
                                  "method.final_teacher_temperature=0.04"), on_textures=False, protocol="knn", beats_pixels=False),
     "lt_vit": Lesson(4000),
     "hydra": Lesson(12000, ("method.hidden=128", "method.output=64", "method.embedding=64", "method.gate_hidden=128")),
-    # How large the sprite is comes first: the label of the lesson. Weights for a quarter of the pixels.
-    "devae": Lesson(12000, ("encoder.name=conv_vae", "encoder.image_size=32", "encoder.width=none", "encoder.depth=none",
-                            "method.betas=[1, 4]", "data.label=scale"), protocol="knn", beats_pixels=False, data="dsprites:3000"),
+    # For the first 400 steps or so it paints the mean of all images; the betas are the paper's for a quarter of the pixels.
+    "devae": Lesson(60000, ("encoder.name=conv_vae", "encoder.image_size=32", "encoder.width=none", "encoder.depth=none",
+                            "method.betas=[0.25, 10]", "data.label=scale", "training.batch_size=32", "watch.probes=2"),
+                    protocol="knn", beats_pixels=False, data="dsprites:3000"),
 }
 
 
 # Not shown to learn: in runs as short as a test its features fell below random ones at unit weights, and rose above them in
 # one run and not in another with less weight on data tokens and less corruption.
-UNPROVEN = ("mcssl",)
+# DeVAE: at 12,000 images it still paints the mean of all; the longer lesson above has not been run yet.
+UNPROVEN = ("devae", "mcssl")
 SLOW = ("devae", "gmml", "mmc", "pseudo_mae")
 
 

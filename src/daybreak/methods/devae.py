@@ -6,7 +6,8 @@ The others are reached from it by scaling each dimension by itself, share its de
 
 Differs from the code: any encoder of ours may stand below the code (``conv_vae`` is the paper's); the encoder reads
 normalised pixels, the decoder paints them in [0, 1]; the decoder follows the image size, of which 64 x 64 is the paper's.
-Inferred: K = 2 with betas 1 and 40, which the code's authors name for dSprites; the settings for small images are the same.
+Inferred: Glorot's start of the weights. K = 2 with betas 1 and 40 is what the authors name for dSprites; of other images
+nothing is known, and betas weigh against a sum over pixels: a quarter of the pixels asks for a quarter of them.
 B images, K spaces, d dimensions, C channels, H W height and width.
 """
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from ..config import Count, Positive
 from ..errors import Refused
+from ..nn.conv_vae import initialise_glorot
 from ..nn.latent import Latent, kl_to_prior
 from ..nn.losses import fp32, mean_over_ranks
 from .base import Batch, Encoder, Loss, Method, Picture, Step, Training, View, register
@@ -104,6 +106,7 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(inputs, 256), nn.ReLU(), nn.Unflatten(1, (256, 1, 1)), nn.ConvTranspose2d(256, 64, first),
             *(part for layer in double for part in (nn.ReLU(), layer)))
+        self.apply(initialise_glorot)
 
     def forward(self, code: Tensor) -> Tensor:
         return self.layers(code)[:, :, : self.size[0], : self.size[1]]

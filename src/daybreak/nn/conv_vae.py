@@ -30,6 +30,7 @@ class ConvVAE(nn.Module):
         self.halve = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, WIDTHS, strict=False))
         self.join = nn.Conv2d(WIDTHS[-1], LAST, SIDE, stride=SIDE)
         self.head: nn.Module = nn.Linear(LAST, num_classes) if num_classes else nn.Identity()
+        self.apply(initialise_glorot)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {"stem": r"^halve\.0", "blocks": [(r"^halve\.(\d+)", None), (r"^join", (99999,))]}
@@ -52,6 +53,14 @@ class ConvVAE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def initialise_glorot(module: nn.Module) -> None:
+    """For ``Module.apply``: Glorot's uniform weights and zero biases, TensorFlow's usual start, in which that paper's code is."""
+    if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 default_cfgs = generate_default_cfgs({f"{NAME}.untrained": {
