@@ -16,6 +16,7 @@ from daybreak.nn.encoder import Encoder
 
 # Settings of methods with narrow heads, for tests.
 NARROW: dict[str, dict[str, int]] = {
+    "devae": {"latents": 4},
     "dino": {"prototypes": 32, "hidden": 32, "bottleneck": 16, "local_views": 2},
     "hydra": {"hidden": 32, "output": 16, "embedding": 32, "gate_hidden": 32},
     "mae": {"decoder_width": 32, "decoder_depth": 1},

@@ -26,6 +26,7 @@ class Lesson:
     on_textures: bool = True
     protocol: str = "linear"
     beats_pixels: bool = True
+    data: str | None = None  # drawn; else textures, or the demo
 
 
 LESSONS = {
@@ -46,19 +47,24 @@ LESSONS = {
                                  "method.final_teacher_temperature=0.04"), on_textures=False, protocol="knn", beats_pixels=False),
     "lt_vit": Lesson(4000),
     "hydra": Lesson(12000, ("method.hidden=128", "method.output=64", "method.embedding=64", "method.gate_hidden=128")),
+    # For the first 400 steps or so it paints the mean of all images; the betas are the paper's for a quarter of the pixels.
+    "devae": Lesson(60000, ("encoder.name=conv_vae", "encoder.image_size=32", "encoder.width=none", "encoder.depth=none",
+                            "method.betas=[0.25, 10]", "data.label=scale", "training.batch_size=32", "watch.probes=2"),
+                    protocol="knn", beats_pixels=False, data="dsprites:3000"),
 }
 
 
 # Not shown to learn: in runs as short as a test its features fell below random ones at unit weights, and rose above them in
 # one run and not in another with less weight on data tokens and less corruption.
-UNPROVEN = ("mcssl",)
-SLOW = ("gmml", "mmc", "pseudo_mae")
+# DeVAE: at 12,000 images it still paints the mean of all; the longer lesson above has not been run yet.
+UNPROVEN = ("devae", "mcssl")
+SLOW = ("devae", "gmml", "mmc", "pseudo_mae")
 
 
 def train(name: str, textures: Path, out: Path, more: tuple[str, ...] = ()) -> daybreak.Run:
     lesson = LESSONS[name]
     demo = {"data": DEMO / "animals-train.parquet", "val": DEMO / "animals-val.parquet"}
-    data = {"data": textures} if lesson.on_textures else demo
+    data = {"data": lesson.data or textures} if lesson.data or lesson.on_textures else demo
     return daybreak.pretrain(**data, method=name, images=lesson.images, batch_size=64, out=out, seed=0, pictures=False,
                              overrides=[*SETTINGS, *lesson.settings, *more])
 
@@ -123,9 +129,10 @@ SABOTAGES = {"zero": loss_times_zero, "detached": detached_encoder, "permuted": 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name, sabotage", [*(("simclr", kind) for kind in SABOTAGES), ("mae", "permuted")])
+@pytest.mark.parametrize("name, sabotage", [*(("simclr", kind) for kind in SABOTAGES), ("mae", "permuted"),
+                                            pytest.param("devae", "permuted", marks=pytest.mark.slow)])
 def test_sabotage_does_not_learn(name, sabotage, noisy_textures, tmp_path, monkeypatch):
-    """A method that learns from pairs and one that learns from hidden pixels; the others are made of the two.
+    """A method that learns from pairs, one from hidden pixels, one from all of them; the others are made of the first two.
 
     A loss times zero, a rate of zero and a detached encoder are the same for all methods: one shows them.
     """

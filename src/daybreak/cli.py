@@ -102,7 +102,7 @@ def evaluate(run: RunFolder,
              protocol: Annotated[list[str] | None, typer.Option(
                  help="repeatable: knn-v1, linear-v1 (default), logistic-v1, fewshot-v1, nearest-mean-v1, retrieval-v1, "
                       "multilabel-v1 (default of several labels an image), ood-v1, rank-v1; of images with masks: segment-v1, "
-                      "patch-prompt-v1; finetune-v1")] = None,
+                      "patch-prompt-v1; with columns of factors: disentangle-v1; finetune-v1")] = None,
              label: Annotated[str | None, typer.Option(help="label column; default the first")] = None,
              group: Annotated[str | None, typer.Option(help="column of what belongs together (patient); default none")] = None,
              ood: Annotated[str | None, typer.Option(help="images of other kinds, for ood-v1")] = None,

@@ -18,6 +18,8 @@ from .data.masks import VOID, open_masks
 from .data.sources import printable
 from .errors import Failed, Refused, nearest
 from .evaluate.dense import DENSE, WORDS, check_vits, evaluate_patches
+from .evaluate.disentangle import NAME as DISENTANGLE
+from .evaluate.disentangle import evaluate_factors
 from .evaluate.embedding import features_through
 from .evaluate.features import features, fingerprint, kept_features, view_features
 from .evaluate.finetune import NAME as FINETUNE
@@ -32,9 +34,10 @@ from .export.formats import export as export_backbone
 from .methods.base import find
 from .nn.encoder import Encoder
 from .nn.label_tokens import Scores
+from .nn.latent import Latent, Means
 from .ranking import Ranked, rank_backbones
 from .report.explanation import write_explanation
-from .runs import device_name, make_encoder, of_split, read_run
+from .runs import device_name, make_encoder, make_method, of_split, read_run
 from .train.progress import Bar
 from .tuned import class_head, fine_tune
 
@@ -68,14 +71,14 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
             also measure random weights, raw pixels and a constant.
         shares: of the labels, above 0 up to 1, that finetune-v1 trains on, each by itself; all of them by default.
         overrides: ``["finetune.epochs=20"]`` or a nested mapping; see ``daybreak.evaluate.finetune.Settings``.
-        seed: of draws, orders and resamples.
+        seed: of draws, orders and resamples. disentangle-v1 takes every column of classes for a factor.
 
     Raises:
         Refused: unknown protocol or setting, images without labels or masks, no class in common, a CNN where patches are
             judged. Failed: a loss was not finite.
     """
     console = console or Console()
-    check(protocols or (), [*PROTOCOLS, *DENSE, FINETUNE])
+    check(protocols or (), [*PROTOCOLS, *DENSE, DISENTANGLE, FINETUNE])
     dense, pooled = [name for name in protocols or () if name in DENSE], [name for name in protocols or () if name in PROTOCOLS]
     tuned = FINETUNE in (protocols or ())
     if ood is not None and "ood-v1" not in pooled:
@@ -100,6 +103,9 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
         folder, backbone, sets, dense, VOID if void is None else void, seed, device, console)
     if pooled or not protocols:
         more = measure_pooled(folder, backbone, sets, pooled, ood, seed, device, console)
+        results, skipped = results + more[0], skipped + more[1]
+    if DISENTANGLE in (protocols or ()):
+        more = measure_factors(folder, backbone, sets, seed, device, console)
         results, skipped = results + more[0], skipped + more[1]
     if tuned:
         more = fine_tune(folder, backbone, sets, measures.finetune, seed, device, console)
@@ -141,6 +147,34 @@ def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protoco
                                          data=backbone.info.get("data", ""), test_data=queries.fingerprint,
                                          backbone_hash=fingerprint(backbone.encoder))
         results, skipped = results + more, skipped + left_out
+    return results, skipped
+
+
+def measure_factors(folder: Path, backbone: Backbone, sets: list[Images], seed: int, device: str,
+                    console: Console) -> tuple[list[Result], list[Skipped]]:
+    """Numbers of disentangle-v1 with every label column for a factor: of the means of the latent code where the run has one,
+    else of the pooled vectors, and of the run's random start."""
+    networks: dict[Any, tuple[Encoder, Latent | None]] = {"trained": (backbone.encoder, backbone.latent)}
+    results: list[Result] = []
+    skipped: list[Skipped] = []
+    try:
+        with torch.random.fork_rng(devices=[]):
+            start = make_method(read_run(folder), backbone.channels)
+        networks["random"] = start.backbone, getattr(start, "latent", None)
+    except Refused as error:  # a backbone without its run, or a method that is not here
+        skipped.append(Skipped(DISENTANGLE, f"random weights are left out: {error}"))
+    factors = [{name: held.take(images.indices) for name, held in images.source.labels.items()} for images in sets]
+    for name, (encoder, latent) in networks.items():
+        network = (encoder if latent is None else Means(encoder, latent)).to(device)
+        codes = []
+        for images in sets:
+            found, sentence = kept_features(folder / "features", network, images, size=backbone.size, device=device,
+                                            mean=backbone.mean, std=backbone.std)
+            console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
+            codes.append(found)
+        numbers, left = evaluate_factors(codes[0], factors[0], codes[1], factors[1], backbone=name, data=sets[0].fingerprint,
+                                         test_data=sets[1].fingerprint, seed=seed, backbone_hash=fingerprint(encoder))
+        results, skipped = results + numbers, skipped + left
     return results, skipped
 
 

@@ -61,7 +61,7 @@ def finish(method: Method, config: RunConfig, split: Split, folder: Path, outcom
                          "seed": config.seed, "data": split.train.fingerprint, "channels": split.train.channels,
                          "depth": split.train.depth, "background": config.data.background},
                    label_tokens=getattr(method, "label_tokens", None),
-                   label_names=split.train.labels.classes if split.train.labels else ())
+                   label_names=split.train.labels.classes if split.train.labels else (), latent=getattr(method, "latent", None))
     console.print("evaluating the trained backbone, the same network with random weights, raw pixels")
     results, skipped, (bank, queries) = measure(method, config, split, fabric)
     notes = list(dict.fromkeys(str(s) for s in skipped))
@@ -152,7 +152,8 @@ def look(method: Method, config: RunConfig, split: Split, fabric: Fabric, folder
         mean, std = (np.array(v)[:, None, None] for v in (split.train.mean, split.train.std))
 
         def visible(image: torch.Tensor) -> np.ndarray:
-            pixels = image.float().cpu().numpy() * std + mean
+            pixels = image.float().cpu().numpy()
+            pixels = pixels * std + mean if picture.normalised else pixels
             return (pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)[:, :, :3]
 
         reconstructions = [{"caption": picture.caption, "columns": picture.columns,

@@ -14,6 +14,7 @@ from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 
 from .config import RunConfig, recipe_tree, to_tree, write_config
+from .data.dsprites import is_dsprites
 from .data.encode import PackSettings
 from .data.images import Split
 from .data.pack import write_pack
@@ -171,6 +172,8 @@ def absolute(path: str | Path | None) -> str | None:
     """The whole path, so that a run finds its data again from any folder."""
     if path is None:
         return None
+    if is_dsprites(path):
+        return str(path)
     whole = str(Path(path).absolute())
     if whole != printable(whole):
         raise Refused(f"{printable(whole)}: the name is not UTF-8, and a run could not note it; rename it, or give a link to it.")

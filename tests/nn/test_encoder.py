@@ -24,7 +24,7 @@ VITS = [  # name, prefix tokens
     ("vit_pe_core_tiny_patch16_384", 1),
 ]
 CNNS = ["convnext_mini", "resnet18", "resnet10t", "convnextv2_atto", "mobilenetv2_035", "regnetx_002",
-        "test_resnet", "test_efficientnet", "test_byobnet", "test_convnext"]
+        "test_resnet", "test_efficientnet", "test_byobnet", "test_convnext", "conv_vae"]
 
 
 def small(name: str, **settings) -> Encoder:

@@ -50,7 +50,7 @@ class Source:
     """Encoded images by position, with labels, groups and splits where the data have them."""
 
     path: Path
-    kind: str  # "folder", "zip", "tar", "webdataset", "list", "table" or "saved"
+    kind: str  # "folder", "zip", "tar", "webdataset", "list", "table", "saved" or "generated"
     keys: list[str]  # a name for each image: its path inside, or its row
     reader: Callable[[int], np.ndarray]
     labels: dict[str, Labels] = field(default_factory=dict)  # by column; "folder" for class folders
@@ -78,10 +78,11 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
     A folder (nested or flat), a zip or tar file of one (tar.gz, .bz2 and .xz are unpacked to a temporary
     file), WebDataset tars (one, a folder of them, or ``train-{000000..000146}.tar``), a CSV or Parquet list
     with a column of paths, a Parquet or Arrow table with a column of encoded images or a folder of such
-    tables, or a folder that ``datasets`` saved.  Folders are classes when every image lies in one and there
-    are two or more; folders ``train``, ``val`` and ``test`` around them are splits; a folder ``masks``
-    beside one called ``images``, or a column ``mask`` beside ``image``, holds masks and no images.  Files of
-    several frames (DICOM) are that many images, without masks.
+    tables, a folder that ``datasets`` saved, or ``dsprites:N``, which is drawn (``dsprites.open_dsprites``).
+    Folders are classes when every image lies in one and there are two or more; folders ``train``, ``val``
+    and ``test`` around them are splits; a folder ``masks`` beside one called ``images``, or a column ``mask``
+    beside ``image``, holds masks and no images.  Files of several frames (DICOM) are that many images,
+    without masks.
 
     Args:
         label: the column to use as label; without it "label" or "class", else the only one there is.
@@ -89,10 +90,14 @@ def open_source(path: str | Path, *, label: str | None = None, group: str | None
 
     Raises Refused if there is nothing to read, the file is of no known kind, or a column is missing.
     """
-    from . import archives, tables, webdataset  # they need Source from here
+    from . import archives, dsprites, tables, webdataset  # they need Source from here
 
-    path = Path(path)
-    if shards := webdataset.numbered(path):
+    drawn, path = dsprites.is_dsprites(path), Path(path)
+    if drawn and group is not None:
+        raise Refused(f"{path}: no group '{group}': every image is drawn by itself; leave --group out.")
+    if drawn:
+        source = dsprites.open_dsprites(str(path))
+    elif shards := webdataset.numbered(path):
         source = webdataset.open_shards(path, shards, group)
     elif not path.exists():
         beside = sorted(p.name for p in path.parent.iterdir()) if path.parent.is_dir() else []

@@ -22,14 +22,17 @@ from torch import Tensor, nn
 from ..data.decode import Unreadable, decode, resize
 from ..data.views import View, draw_boxes
 from ..errors import Failed, Refused
+from ..nn.conv_vae import NAME as OWN
 from ..nn.encoder import Encoder, Tokens
 from ..nn.heads import ClassHead
 from ..nn.label_tokens import LabelTokens
+from ..nn.latent import Latent, Means
 from .card import model_card
 
 WEIGHTS, CONFIG, README = "model.safetensors", "config.json", "README.md"
 LABELS = "label_tokens.safetensors"  # of runs with a token for each label
 HEAD = "head.safetensors"  # of fine-tuned backbones
+LATENT = "latent.safetensors"  # of runs with a latent code
 # Modes of Pillow that a PNG holds; others are first made RGB.
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -40,8 +43,8 @@ class Backbone(nn.Module):
     Attributes:
         encoder, dim (D), size (H, W) it was trained at, channels, mean and std (C numbers, of pixels in
         [0, 1]), info (what the run said about itself), label_tokens (None where the run had none) and
-        label_names (L names),
-        head (of a fine-tuned backbone, else None).
+        label_names (L names), head (of a fine-tuned backbone, else None), latent (None where the run had
+        no latent code).
 
     Example:
         >>> import daybreak, torch
@@ -51,9 +54,9 @@ class Backbone(nn.Module):
 
     def __init__(self, encoder: Encoder, *, mean: Sequence[float], std: Sequence[float],
                  info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = (),
-                 head: ClassHead | None = None):
+                 head: ClassHead | None = None, latent: Latent | None = None):
         super().__init__()
-        self.encoder, self.info, self.head = encoder, info, head
+        self.encoder, self.info, self.head, self.latent = encoder, info, head, latent
         self.label_tokens, self.label_names = label_tokens, tuple(label_names)
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.dim, self.channels, self.size = encoder.dim, encoder.channels, encoder.image_size
@@ -72,6 +75,13 @@ class Backbone(nn.Module):
     def map(self, images: Tensor) -> Tensor:
         """(B, D, h, w) of normalised images (B, C, H, W)."""
         return self.encoder.map(images)
+
+    def code(self, images: Tensor) -> Tensor:
+        """(B, d) mean of the latent code of normalised images (B, C, H, W)."""
+        if self.latent is None:
+            raise Refused(f"this backbone has no latent code; those of --method devae have, and this one is of "
+                          f"'{self.info.get('method', 'unknown')}'.")
+        return Means(self.encoder, self.latent).pooled(images)
 
     def scores(self, images: Tensor) -> Tensor:
         """(B, L) probability of each label, in the order of ``label_names``, of normalised images (B, C, H, W)."""
@@ -136,7 +146,7 @@ class Backbone(nn.Module):
 
 def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float], std: Sequence[float],
                    info: dict[str, Any], label_tokens: LabelTokens | None = None, label_names: Sequence[str] = (),
-                   head: ClassHead | None = None) -> Path:
+                   head: ClassHead | None = None, latent: Latent | None = None) -> Path:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens by itself.
 
     It is written as ``replace_folder`` does.
@@ -146,7 +156,7 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         mean, std: of the data, C numbers in units of [0, 1].
         info: what the run says about itself (method, data, images seen ...), numbers, strings, lists and
             dicts only; ``depth`` and ``background`` in it are those of decoding.
-        label_tokens: of the encoder, and the names of their labels; timm passes them by.
+        label_tokens, latent: of the encoder, and the names of its labels; timm passes them by.
         head: upon the pooled vector; timm passes it by too.
 
     Raises:
@@ -157,10 +167,12 @@ def write_backbone(encoder: Encoder, folder: str | Path, *, mean: Sequence[float
         config["daybreak"]["label_tokens"] = {"first": label_tokens.first, "names": list(label_names)}
     if head is not None:
         config["daybreak"]["head"] = {"kind": head.kind, "classes": list(head.classes), "said": head.said}
+    if latent is not None:
+        config["daybreak"]["latent"] = latent.size
     text, card = json.dumps(config, indent=2) + "\n", model_card(config)
 
     def fill(beside: Path) -> None:
-        for name, module in ((WEIGHTS, encoder.model), (LABELS, label_tokens), (HEAD, head)):
+        for name, module in ((WEIGHTS, encoder.model), (LABELS, label_tokens), (HEAD, head), (LATENT, latent)):
             if module is not None:
                 save_file(tensors_of(module), beside / name, metadata={"format": "pt"})
         (beside / CONFIG).write_text(text)
@@ -226,6 +238,7 @@ def timm_config(encoder: Encoder, mean: Sequence[float], std: Sequence[float],
             "version": importlib.metadata.version("daybreak"),
             "encoder": encoder.settings,
             "pooling": encoder.pooling,
+            "is_own": architecture == OWN,  # which timm does not know by itself
             "info": info,
         },
     }
@@ -260,13 +273,13 @@ def load(path: str | Path) -> Backbone:
         tokens = LabelTokens(encoder, len(labels["names"]), labels["first"]) if labels else None
         made = ours.get("head")
         head = ClassHead(nn.Linear(encoder.dim, len(made["classes"])), **made) if made else None
+        latent = Latent(encoder.dim, ours["latent"]) if ours.get("latent") else None
     load_weights(encoder.model, folder / WEIGHTS)
-    if tokens is not None:
-        load_weights(tokens, folder / LABELS)
-    if head is not None:
-        load_weights(head, folder / HEAD)
+    for part, file in ((tokens, LABELS), (head, HEAD), (latent, LATENT)):
+        if part is not None:
+            load_weights(part, folder / file)
     return Backbone(encoder, mean=cfg["mean"], std=cfg["std"], info=ours["info"], label_tokens=tokens,
-                    label_names=labels["names"] if labels else (), head=head)
+                    label_names=labels["names"] if labels else (), head=head, latent=latent)
 
 
 def load_weights(model: nn.Module, file: Path) -> None:

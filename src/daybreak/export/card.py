@@ -29,10 +29,11 @@ A backbone of {{ config.num_features }} features, written by Daybreak {{ ours.ve
 """
 
 TIMM = """\
-With timm alone:
+{{ "With timm, which learns of this network from Daybreak:" if ours.is_own else "With timm alone:" }}
 
 ```python
-import timm
+{% if ours.is_own %}import daybreak.nn.encoder
+{% endif %}import timm
 
 model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))

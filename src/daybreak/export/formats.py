@@ -36,7 +36,8 @@ def export(run: str | Path, to: str, out: str | Path) -> Path:
     backbone = load(run)
     if to == "timm":
         return write_backbone(backbone.encoder, out, mean=backbone.mean, std=backbone.std, info=backbone.info,
-                              label_tokens=backbone.label_tokens, label_names=backbone.label_names, head=backbone.head)
+                              label_tokens=backbone.label_tokens, label_names=backbone.label_names, head=backbone.head,
+                              latent=backbone.latent)
     if to == "huggingface":
         if out.resolve() in (Path(run).resolve(), (Path(run) / "backbone").resolve()):
             raise Refused(f"{out}: holds the backbone itself, which would be replaced; give another folder.")

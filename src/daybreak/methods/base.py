@@ -22,6 +22,7 @@ from ..data.views import View
 from ..errors import Refused, nearest
 from ..nn.encoder import Encoder
 from ..nn.label_tokens import LabelTokens
+from ..nn.latent import Latent
 from ..nn.momentum import Teacher
 
 __all__ = ["Batch", "Encoder", "Loss", "Method", "Picture", "Step", "Training", "View", "find", "names", "register",
@@ -54,6 +55,7 @@ class Picture:
     caption: str
     columns: list[str]
     rows: list[list[Tensor]] = field(default_factory=list)
+    normalised: bool = True  # False: pixels in [0, 1] instead
 
 
 def repainting(view: Tensor, corrupted: Tensor, hidden: Tensor, painted: Tensor) -> Picture:
@@ -89,6 +91,7 @@ class Method(nn.Module):
     batch_size: int = 1  # images a step over all devices; set by the loop, for ``degenerate``
     teacher: Teacher  # of methods whose backbone is the teacher
     label_tokens: LabelTokens  # of methods that have a token for each label; written beside the backbone
+    latent: Latent  # of methods that have a latent code; written beside the backbone
 
     def __init__(self, encoder: Encoder, config: Any):
         super().__init__()

@@ -10,6 +10,7 @@ from typing import Any
 import timm
 
 from ..errors import Refused, nearest
+from . import conv_vae  # noqa: F401 (so that timm knows the name)
 
 # Name to timm model and the arguments that differ; the heads are 64 wide, as in every ViT of the first paper.
 PRESETS: Mapping[str, tuple[str, Mapping[str, int]]] = {
