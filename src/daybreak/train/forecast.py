@@ -24,6 +24,7 @@ from .optim import clip
 from .timing import Spans
 
 WARM, MEASURED = 2, 3  # steps of each batch: the first ones allocate the optimiser's state and choose kernels
+ENOUGH, MOST = 1.0, 20  # seconds that short steps are measured for, and how many at most
 LARGEST = 4  # what is tried is at most a quarter of the batch
 FULL = 0.9  # share of the memory that may be planned with
 
@@ -67,7 +68,8 @@ def forecast(method: Method, images: Images, config: RunConfig, fabric: Fabric) 
     small, large = max(2, batch // (2 * LARGEST)), max(4, batch // LARGEST)
     method = copy.deepcopy(method)
     module, optimizer = prepare(method, t, fabric)
-    (t1, m1), (t2, m2) = [trial(module, method, optimizer, images, config, fabric, size) for size in (small, large)]
+    # The first trial leaves memory behind that no later one needs anew: only after it do two differ by their batch alone.
+    _, (t1, m1), (t2, m2) = [trial(module, method, optimizer, images, config, fabric, size) for size in (small, small, large)]
     seconds = parts * (t2 + max(t2 - t1, 0) / (large - small) * (batch - large))
     if m1 is None or m2 is None:
         peak, slope = None, 0.0
@@ -80,16 +82,16 @@ def forecast(method: Method, images: Images, config: RunConfig, fabric: Fabric) 
 def trial(module, method: Method, optimizer, images: Images, config: RunConfig, fabric: Fabric,
           batch: int) -> tuple[float, int | None]:
     """Median seconds of a step of this batch, and the peak of memory meanwhile."""
-    times, peak = [], Peak(fabric.device)
+    times, peak = list[float](), Peak(fabric.device)
     with contextlib.closing(Loader(images, method.views, batch, seed=config.seed, threads=config.data.threads,
                                    pin=fabric.device.type == "cuda", labels=method.labels != "none")) as loader:
-        for number in range(WARM + MEASURED):
-            if number == WARM:
-                peak.reset()
+        for _ in range(WARM):
+            step_of(module, method, optimizer, loader, images, config, fabric)
+        peak.reset()
+        while len(times) < MEASURED or (sum(times) < ENOUGH and len(times) < MOST):
             start = time.perf_counter()
             step_of(module, method, optimizer, loader, images, config, fabric)
-            if number >= WARM:
-                times.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
     return statistics.median(times), peak.read()
 
 
