@@ -83,7 +83,7 @@ def view_features(encoder: nn.Module, images: "Images", *, size: tuple[int, int]
             for _ in range(loader.steps_per_epoch):
                 batch = next(loader)
                 random = Random(seed, batch.epoch, batch.index.to(device))
-                found.append(torch.stack([
+                found.append(torch.stack([  # of any module with ``pooled``, which types can't say
                     encoder.pooled(augment(x.to(device), view, random, mean, std, view_index=i)).float().cpu()  # type: ignore[operator]
                     for i, (x, view) in enumerate(zip(batch.images, views, strict=True))], 1))
     finally:
