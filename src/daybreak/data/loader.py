@@ -21,6 +21,7 @@ from ..errors import Failed, Refused
 from .batch import Batch
 from .decode import Unreadable, resize
 from .images import Images
+from .jpeg import cut
 from .philox import permutation
 from .threads import default_threads, quiet_opencv
 from .views import View, draw_boxes, expand, fractions
@@ -218,33 +219,38 @@ class Loader:
             job.slot.copied.synchronize()
         job.sizes = self.sizes[job.index]
         job.boxes, job.flips = draw_boxes(self.views, job.sizes, job.index, self.seed, job.epoch)
-        wanted = np.array([[view.height, view.width] for view in self.views])[:, None]  # (V, 1, 2)
+        least = np.array([[view.height, view.width] for view in self.views])[:, None]  # (V, 1, 2)
         # Safe while each crop keeps twice its view's size: at once the size, the box's edges, which fall on
         # whole pixels of the reduced image, would move what is seen by half a pixel of the view.
-        spare = (job.boxes[:, :, 2:] // (SPARE * wanted)).min((0, 2))  # (B,)
+        spare = (job.boxes[:, :, 2:] // (SPARE * least)).min((0, 2))  # (B,)
         reduce = np.select([spare >= 8, spare >= 4, spare >= 2], [8, 4, 2], 1).tolist()
+        starts, ends = job.boxes[:, :, :2].min(0), (job.boxes[:, :, :2] + job.boxes[:, :, 2:]).max(0)
+        wanted = np.hstack([starts, ends - starts]).tolist()  # B times the box around all views
         size = max(1, -(-self.batch_size // (4 * self.threads)))
         return [
-            self.pool.submit(self._make, job, reduce, range(at, min(at + size, self.batch_size)))
+            self.pool.submit(self._make, job, reduce, wanted, range(at, min(at + size, self.batch_size)))
             for at in range(0, self.batch_size, size)
         ]
 
-    def _make(self, job: Job, reduce: list[int], rows: range) -> None:
+    def _make(self, job: Job, reduce: list[int], wanted: list[list[int]], rows: range) -> None:
         """Decode some images of a batch and put their views in the slot."""
         read = decoding = placing = 0.0
         start, processor = self.clock(), time.thread_time()
         for row in rows:
-            got = start
+            got, top, left, whole = start, 0, 0, True
             try:
                 data = self.images.read(int(job.index[row]))
                 got = self.clock()
+                if reduce[row] == 1:
+                    data, top, left, whole = cut(data, *wanted[row])
                 image = self.images.pixels(data, reduce[row])
             except Unreadable as reason:
-                image = self._replace(job, row, str(reason))
+                image, top, left, whole = self._replace(job, row, str(reason)), 0, 0, True
             decoded = self.clock()
-            height, width = job.sizes[row].tolist()
+            height, width = job.sizes[row].tolist() if whole else image.shape[:2]
             for view, buffer in enumerate(job.slot.buffers):
-                crop = _cut(image, job.boxes[view, row].tolist(), height, width)
+                down, right, tall, wide = job.boxes[view, row].tolist()
+                crop = _crop(image, (down - top, right - left, tall, wide), height, width)
                 place(crop, buffer[row], flip=bool(job.flips[view, row]))
             end = self.clock()
             read, decoding, placing = read + got - start, decoding + decoded - got, placing + end - decoded
@@ -280,7 +286,7 @@ def place(crop: np.ndarray, out: np.ndarray, *, flip: bool = False) -> None:
     cv2.split(image, list(out))
 
 
-def _cut(image: np.ndarray, box: list[int], height: int, width: int) -> np.ndarray:
+def _crop(image: np.ndarray, box: Sequence[int], height: int, width: int) -> np.ndarray:
     """The box (top, left, height, width in pixels of the full image) out of an image that may be reduced."""
     top, left, tall, wide = box
     if image.shape[:2] == (height, width):
@@ -319,7 +325,7 @@ def evaluation_batches(
                 warnings.warn(f"image {i} is unreadable ({reason}): taken as blank", stacklevel=2)
                 out[row] = blank
                 continue
-            place(_cut(image, boxes[0, row].tolist(), *sizes[row].tolist()), out[row])
+            place(_crop(image, boxes[0, row].tolist(), *sizes[row].tolist()), out[row])
 
     with ThreadPoolExecutor(threads, "evaluation") as pool:
         for start in range(0, len(images), batch_size):
