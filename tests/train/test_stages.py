@@ -1,9 +1,12 @@
 """The stages of DailyMAE: when each begins, how large its images are, how much it hides."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from conftest import tiny_method
+import torch
+from conftest import noise_batch, step_for, tiny_method
+from torch._dynamo.testing import CompileCounter
 
 from daybreak.config import Training
 from daybreak.errors import Refused
@@ -46,3 +49,24 @@ def test_a_method_that_hides_no_share_follows_the_sizes_alone():
     assert [stage.mask_ratio for stage in stages_of(Training(scheme="daily-2"), PLAIN)] == [None] * 3
     with pytest.raises(Refused, match="has no mask_ratio"):
         stages_of(Training(scheme="daily-1"), PLAIN)
+
+
+@pytest.mark.slow
+def test_a_stage_compiles_at_most_once_and_its_evaluation_too():
+    """What is compiled is shared by all blocks; the second size makes the shape a variable, and the third costs nothing."""
+    torch.compiler.reset()
+    method, counter, compiled = tiny_method("mae", size=(32, 32)), CompileCounter(), []
+    method.encoder.compile_blocks(backend=counter)
+    for stage in stages_of(Training(scheme="daily-1"), method.config):
+        views, before = views_at(stage, method), counter.frame_count
+        for _ in range(3):
+            batch = noise_batch(SimpleNamespace(views=views, encoder=method.encoder, labels="none"))
+            method(batch, replace(step_for(batch), mask_ratio=stage.mask_ratio))[0].backward()
+        trained = counter.frame_count - before
+        with torch.no_grad():
+            for _ in range(2):
+                method.encoder(torch.rand(16, 3, 32, 32))
+        compiled.append((trained, counter.frame_count - before - trained))
+    assert compiled[0] == (1, 1) and all(step <= 1 and probe <= 1 for step, probe in compiled[1:])
+    assert sum(step for step, _ in compiled) >= 2  # the counter sees a change of size
+    torch.compiler.reset()

@@ -236,14 +236,14 @@ class Encoder(nn.Module):
         return torch.cat([checkpoint(function, x, k, use_reentrant=False)
                           for x, k in zip(images.chunk(self.parts), keeps, strict=False)], dim)
 
-    def compile_blocks(self) -> None:
-        """Compile the blocks of a ViT, or the stages of a CNN, each on its own and in place.
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile the blocks of a ViT, or the stages of a CNN, each on its own and in place; ``options`` are torch.compile's.
 
         The model as a whole is never called, only its ``forward_features``, so ``model.compile()`` would do
         nothing; blocks of one shape also share what was compiled.
         """
         for block in self.model.blocks if self.is_vit else self.model.children():
-            block.compile()
+            block.compile(**options)
 
     def _need_vit(self, what: str, images: Tensor) -> None:
         if not self.is_vit:
