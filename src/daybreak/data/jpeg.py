@@ -43,12 +43,12 @@ def cut(data: np.ndarray, top: int, left: int, height: int, width: int) -> tuple
     header = bytearray(data[:scan])
     size = min(last * tall, full_height) - first * tall, min(end * wide, full_width) - begin * wide
     struct.pack_into(">HH", header, frame, *size)
-    starts = (np.arange(first, last) * columns + begin).tolist()
-    view, across = coded.data, end - begin
-    small = bytearray().join([header, *(view[edges[unit] : edges[unit + across]] for unit in starts)])
-    made = np.frombuffer(small, np.uint8)
-    lengths = np.diff(edges).reshape(rows, columns)[first:last, begin:end]
-    made[scan - 1 + np.cumsum(lengths)] = 0xD0 | np.arange(lengths.size) & 7  # markers count in turn
+    starts, stops = (x.reshape(rows, columns)[first:last, begin:end] for x in (edges[:-1], edges[1:]))
+    runs = zip(starts[:, 0].tolist(), stops[:, -1].tolist(), strict=True)
+    header += b"".join([coded.data[start:stop] for start, stop in runs])
+    made = np.frombuffer(header, np.uint8)
+    lengths = (stops - starts).ravel()
+    made[scan - 1 + lengths.cumsum()] = 0xD0 | np.arange(lengths.size) & 7  # markers count in turn
     made[-2:] = np.frombuffer(END, np.uint8)
     return made, first * tall, begin * wide, False
 
