@@ -40,16 +40,16 @@ def cut(data: np.ndarray, top: int, left: int, height: int, width: int) -> tuple
         return data, 0, 0, True
     edges = np.empty(rows * columns + 1, np.int64)  # of units, each with the marker behind it
     edges[0], edges[1:-1], edges[-1] = 0, at + 2, len(coded)
-    header = bytearray(data[:scan])
+    small = bytearray(data[:scan])
     size = min(last * tall, full_height) - first * tall, min(end * wide, full_width) - begin * wide
-    struct.pack_into(">HH", header, frame, *size)
+    struct.pack_into(">HH", small, frame, *size)
     starts, stops = (x.reshape(rows, columns)[first:last, begin:end] for x in (edges[:-1], edges[1:]))
     runs = zip(starts[:, 0].tolist(), stops[:, -1].tolist(), strict=True)
-    header += b"".join([coded.data[start:stop] for start, stop in runs])
-    made = np.frombuffer(header, np.uint8)
+    small += b"".join([coded.data[start:stop] for start, stop in runs])
+    made = np.frombuffer(small, np.uint8)
     lengths = (stops - starts).ravel()
     made[scan - 1 + lengths.cumsum()] = 0xD0 | np.arange(lengths.size) & 7  # markers count in turn
-    made[-2:] = np.frombuffer(END, np.uint8)
+    made[-2:] = tuple(END)
     return made, first * tall, begin * wide, False
 
 

@@ -60,8 +60,9 @@ def augment(
         if is_changed:
             _apply(part, view, {name: values[rows] for name, values in draws.items()})
         if view.normalise:
-            for channel in range(channels):  # plain numbers: a tensor of them would first have to be copied over
-                part[:, channel].mul_(1 / (unit * std[channel])).sub_(mean[channel] / std[channel])
+            for plane, m, s in zip(part.unbind(1), mean, std, strict=True):
+                # One pass; a single number goes along to any device, where a tensor of C would first be copied over.
+                torch.add(torch.tensor(-m / s), plane, alpha=1 / (unit * s), out=plane)
     return output
 
 
