@@ -75,7 +75,7 @@ def is_here(module: str) -> bool:
         return False
 
 
-def ours(images: Images, form: str, setting: Setting) -> Contestant:
+def ours(images: Images, form: str, setting: Setting, name: str = "ours") -> Contestant:
     """The loader of this project, and what it leaves to the device, done as training does it."""
     spans = Spans(torch.device("cpu"))
 
@@ -89,7 +89,7 @@ def ours(images: Images, form: str, setting: Setting) -> Contestant:
         finally:
             loader.close()
 
-    return Contestant("ours", form, start)
+    return Contestant(name, form, start)
 
 
 def ceiling(images: Images, setting: Setting) -> Callable[[int], None]:
@@ -105,7 +105,8 @@ def ceiling(images: Images, setting: Setting) -> Callable[[int], None]:
             image = cv2.imdecode(data[i % len(data)], cv2.IMREAD_COLOR)
             for view, place in enumerate(out):
                 top, left, height, width = boxes[view, i % len(data)]
-                resize(image[top : top + height, left : left + width], *place.shape[:2], out=place)
+                resize(image[top : top + height, left : left + width], *place.shape[:2], out=place,
+                       grown=setting.flat[view].interpolation)
 
     def run(count: int) -> None:
         parts = [threading.Thread(target=work, args=(range(part, count, setting.threads),)) for part in range(setting.threads)]

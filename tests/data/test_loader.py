@@ -9,6 +9,7 @@ import textwrap
 import threading
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -151,6 +152,22 @@ def test_pixels_are_those_of_the_box(images):
         wanted = shrunk(images.decode(int(index[row]))[top : top + height, left : left + width], 24, 24)
         wanted = wanted[:, ::-1] if flips[0, row] else wanted
         assert np.abs(batch.images[0][row].permute(1, 2, 0).numpy() - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("interpolation, how", [("bilinear", cv2.INTER_LINEAR), ("bicubic", cv2.INTER_CUBIC)])
+def test_a_box_that_grows_is_interpolated_as_its_view_says(images, interpolation, how):
+    view = View(size=48, scale=(0.2, 0.5), flip=0.0, interpolation=interpolation)
+    with contextlib.closing(Loader(images, [view], 50, seed=0)) as loader:
+        batch = next(loader)
+    index = batch.index.numpy()
+    boxes, _ = draw_boxes([view], images.sizes[index], index, 0, 0)
+    rows = np.flatnonzero(boxes[0, :, 2:].max(1) < 48)
+    assert len(rows) >= 10
+    for row in rows:
+        top, left, height, width = boxes[0, row]
+        crop = images.decode(int(index[row]))[top : top + height, left : left + width]
+        wanted = cv2.resize(crop, (48, 48), interpolation=how)
+        assert np.array_equal(batch.images[0][row].permute(1, 2, 0).numpy(), wanted)
 
 
 def shrunk(image, height, width):

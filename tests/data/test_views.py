@@ -184,6 +184,7 @@ def test_sizes():
         {"gray": -0.1},
         {"count": 0},
         {"resize": "stretch"},
+        {"interpolation": "nearest"},
         {"overlap": 2.0},
     ],
 )

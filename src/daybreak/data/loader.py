@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import Failed, Refused
 from .batch import Batch
-from .decode import Unreadable, resize
+from .decode import Interpolation, Unreadable, resize
 from .images import Images
 from .jpeg import cut
 from .philox import permutation
@@ -251,7 +251,7 @@ class Loader:
             for view, buffer in enumerate(job.slot.buffers):
                 down, right, tall, wide = job.boxes[view, row].tolist()
                 crop = _crop(image, (down - top, right - left, tall, wide), height, width)
-                place(crop, buffer[row], flip=bool(job.flips[view, row]))
+                place(crop, buffer[row], flip=bool(job.flips[view, row]), grown=self.views[view].interpolation)
             end = self.clock()
             read, decoding, placing = read + got - start, decoding + decoded - got, placing + end - decoded
             start = end
@@ -278,9 +278,9 @@ class Loader:
         raise Failed(f"{self.images.source.path}: no image near position {bad:,} can be read ({reason}).")
 
 
-def place(crop: np.ndarray, out: np.ndarray, *, flip: bool = False) -> None:
+def place(crop: np.ndarray, out: np.ndarray, *, flip: bool = False, grown: Interpolation = "bicubic") -> None:
     """Resize a crop (H, W, C) into its place ``out`` (C, h, w), mirrored left to right if asked."""
-    image = resize(crop, *out.shape[1:])
+    image = resize(crop, *out.shape[1:], grown=grown)
     if flip:
         cv2.flip(image, 1, dst=image)
     cv2.split(image, list(out))

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import Refused
+from .decode import GROWN, Interpolation
 from .philox import uniform
 
 BOX_TRIES = 10  # as torchvision's RandomResizedCrop
@@ -38,6 +39,7 @@ class View:
         solarize: probability that values of at least half the range are inverted.
         count: number of such views.
         resize: "crop" (random box), "centre" (largest centred box of the view's aspect) or "whole" image.
+        interpolation: "bicubic" or "bilinear", of boxes that grow; those that shrink are filtered (``decode.resize``).
         normalise: whether the data's mean and deviation are applied; otherwise pixels stay in [0, 1].
         same_box_as: position, in the flat list of views, of an earlier view whose box and flip are taken
             over, so that the two show the same pixels.
@@ -60,6 +62,7 @@ class View:
     solarize: float = 0.0
     count: int = 1
     resize: Literal["crop", "centre", "whole"] = "crop"
+    interpolation: Interpolation = "bicubic"
     normalise: bool = True
     same_box_as: int | None = None
     overlap: float = 0.0
@@ -75,6 +78,7 @@ class View:
             ("blur_sigma", 0 < self.blur_sigma[0] <= self.blur_sigma[1], "two rising numbers above 0"),
             ("count", self.count >= 1, "1 or more"),
             ("resize", self.resize in ("crop", "centre", "whole"), "'crop', 'centre' or 'whole'"),
+            ("interpolation", self.interpolation in GROWN, "'bicubic' or 'bilinear'"),
             *((name, 0 <= getattr(self, name) <= 1, "in [0, 1]") for name in chances),
         ]
         for name, holds, wanted in rules:
