@@ -66,3 +66,14 @@ def test_vectors_that_are_not_finite_are_one_sentence(place, capsys):
     assert "12 of 12 vectors of the bank are not finite (the first is that of image 0, from 0)" in err
     code, _, err = asked(capsys, place / "broken", pets, pets, PROTOCOLS[-1])
     assert code == 1 and err.count("\n") == 1 and "the loss of finetune-v1 is nan" in err
+
+
+def test_patients_on_both_sides_are_said(place, capsys):
+    run = backbone(place, "patients")
+    for name, rows in (("before.csv", range(0, 8)), ("after.csv", range(4, 12))):
+        with open(place / name, "w", newline="") as file:
+            csv.writer(file).writerows([("path", "kind", "patient"), *((f"{i}.png", f"kind {i % 2}", i // 3) for i in rows)])
+    known = ["evaluate", run, "--label", "kind", "--protocol", "knn-v1", "--group", "patient"]
+    out = main_ok(capsys, *known, "--train", place / "before.csv", "--test", place / "after.csv")
+    assert "note: 5 of 8 test images are of groups that are in the training images too." in out  # patients 1 and 2: images 4 to 8
+    assert "of groups" not in main_ok(capsys, *known[:-2], "--train", place / "before.csv", "--test", place / "after.csv")

@@ -101,6 +101,9 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
     if bank.fingerprint == queries.fingerprint and (both := len(np.intersect1d(bank.indices, queries.indices))):
         console.print(f"note: {both:,} of {len(queries):,} test images are training images too, which flatters the numbers; "
                       "give others with --test.", soft_wrap=True, highlight=False)
+    known = set(bank.groups or ())
+    if shared := sum(name in known for name in queries.groups or ()):
+        console.print(f"note: {shared:,} of {len(queries):,} test images are of groups that are in the training images too.")
     results, skipped = ([], []) if not dense else measure_patches(
         folder, backbone, sets, dense, VOID if void is None else void, seed, device, console)
     if MULTILABEL in pooled and all(images.source.masks is not None and not has_several(images) for images in sets):
