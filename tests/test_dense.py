@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ from test_run import main_ok, say
 
 import daybreak
 from daybreak.config import RunConfig, fill, write_config
+from daybreak.data.images import open_images
+from daybreak.data.masks import labels_of, open_masks
 from daybreak.evaluate import linear
 from daybreak.evaluate.dense import DENSE
 from daybreak.export.backbone import write_backbone
@@ -113,6 +116,42 @@ def test_other_protocols_go_beside_and_the_same_call_gives_the_same_numbers(run,
     assert {r.test_data.rpartition("+")[2] for r in again} == {"4 x 6"}  # the grid decides what is an object
 
 
+def test_which_classes_are_in_an_image_are_the_labels_of_multilabel(run, data, textures, tmp_path, capsys):
+    """Class 5 is taken out of every second image, in training and test, and of class 9 less than 1 % is left."""
+    shutil.copytree(data, tmp_path / "some")
+    for split in ("train", "val"):
+        for i in range(0, 8, 2):
+            mask, image = (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in (
+                tmp_path / f"some/{split}/masks/{i}.png", tmp_path / f"some/{split}/images/{i}.png"))
+            image[mask != 2], mask[mask == 5] = COLOURS[2], 2
+            mask[mask == 9] = 2
+            mask[0, :15] = 9  # 15 of 1,536 pixels
+            cv2.imwrite(str(tmp_path / f"some/{split}/masks/{i}.png"), mask)
+            cv2.imwrite(str(tmp_path / f"some/{split}/images/{i}.png"), image)
+    images = open_images(tmp_path / "some")
+    labels = labels_of(open_masks(images))
+    assert labels.kind == "multi" and labels.classes == ("class 2", "class 5", "class 9")
+    emptied = np.array([int(key.split("/")[-1][:-4]) in range(0, 8, 2) for key in images.keys])
+    np.testing.assert_array_equal(labels.values, np.stack([np.ones(20), ~emptied, ~emptied], 1))
+    assert (labels_of(open_masks(images), 15 / 1536).values[:, 2] == 1).all()
+    nothing = labels_of(replace(open_masks(images), values=(5, 7))).values  # all but class 5 is void
+    assert np.isnan(nothing[emptied]).all() and (nothing[~emptied] == (1, 0)).all()
+
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    out = main_ok(capsys, "evaluate", folder, "--train", tmp_path / "some", "--test", tmp_path / "some", "--protocol",
+                  "multilabel-v1", "--protocol", "rank-v1", "--void", "2")
+    assert "labels: the classes that cover 1 % of an image or more" in out
+    rows = json.loads((folder / "evaluations.json").read_text())
+    found = {r["metric"]: r for r in rows if r["protocol"] == "multilabel" and r["backbone"] == "trained"}
+    assert found["mean AUC"]["value"] == 1 and "AUC (class 5)" in found and "+" in found["mean AUC"]["test_data"]
+    random = next(r for r in rows if r["metric"] == "mean AUC" and r["backbone"] == "random")
+    assert random["backbone_hash"] != found["mean AUC"]["backbone_hash"] and random["value"] > 0.5
+    assert any(r["protocol"] == "rank" for r in rows)
+    code, _, err = say(capsys, "evaluate", folder, "--train", textures, "--test", textures, "--protocol", "multilabel-v1")
+    assert code == 2 and "one class an image; this protocol needs several labels an image" in err
+
+
 def test_a_backbone_without_its_run_is_measured_without_random_weights(run, data, capsys, tmp_path):
     shutil.copytree(run / "backbone", tmp_path / "alone")
     out = main_ok(capsys, "evaluate", tmp_path / "alone", "--train", data, "--test", data, "--protocol", "segment-v1")
@@ -125,7 +164,7 @@ def test_bad_input_is_one_sentence(run, data, textures, tmp_path, capsys):
     code, _, err = say(capsys, *both(run, data), "--void", "2", "--void", "5")
     assert code == 2 and "one class only, 9, beside the void 2, 5" in err and err.count("\n") == 1
     code, _, err = say(capsys, "evaluate", run, "--train", data, "--test", data, "--protocol", "knn-v1", "--void", "2")
-    assert code == 2 and "--void is read by segment-v1 and patch-prompt-v1 alone" in err
+    assert code == 2 and "--void is read by segment-v1, patch-prompt-v1 and multilabel-v1 alone" in err
     shutil.copytree(data, tmp_path / "odd")
     cv2.imwrite(str(tmp_path / "odd/train/masks/3.png"), np.zeros((8, 8), np.uint8))
     code, _, err = say(capsys, *both(run, tmp_path / "odd"))

@@ -163,7 +163,7 @@ def test_a_model_of_timm_is_ranked_with_leep_from_its_own_head(tmp_path, monkeyp
     monkeypatch.setattr(start.timm, "create_model", create)
     monkeypatch.chdir(tmp_path)
     ((row,), _), model = ranked(tmp_path / "data", ["timm:test_vit"], by="LEEP"), made["test_vit"]
-    assert list((tmp_path / "runs" / "features").glob("*.safetensors"))
+    assert list((tmp_path / "runs" / "features").glob("*.arrow"))
     images = open_images(tmp_path / "data")
     backbone, head = start.timm_backbone("test_vit")
     pooled = features(backbone.encoder, images, size=backbone.size, mean=backbone.mean, std=backbone.std)

@@ -86,7 +86,7 @@ def test_evaluations_are_kept_with_their_vectors_and_compared(run, textures, tmp
     shutil.copytree(run.folder / "backbone", folder / "backbone")
     command = ["evaluate", folder, "--train", textures, "--test", textures]
     first = main_ok(capsys, *command, "--protocol", "knn-v1", "--protocol", "ood-v1", "--ood", textures / "dots")
-    assert first.count("vectors kept") == 2 and len(list((folder / "features").glob("*.safetensors"))) == 2
+    assert first.count("vectors kept") == 2 and len(list((folder / "features").glob("*.arrow"))) == 2
     again = main_ok(capsys, *command, "--protocol", "fewshot-v1", "--protocol", "rank-v1")
     assert "vectors kept" not in again and again.count("computed before") == 2
     rows = json.loads((folder / "evaluations.json").read_text())

@@ -14,7 +14,7 @@ from rich.console import Console
 from .compare import Row, compare_runs, keep_results, told
 from .config import fill, merge, parse_override
 from .data.images import Images, open_images
-from .data.masks import VOID, open_masks
+from .data.masks import COVERED, VOID, labels_of, open_masks
 from .data.sources import printable
 from .errors import Failed, Refused, nearest
 from .evaluate.dense import DENSE, WORDS, check_vits, evaluate_patches
@@ -41,6 +41,7 @@ from .runs import device_name, make_encoder, make_method, of_split, read_run
 from .train.progress import Bar
 from .tuned import class_head, fine_tune
 
+MULTILABEL = "multilabel-v1"
 NEIGHBOUR_BANK = 2000  # images among which explain looks for neighbours
 
 
@@ -67,8 +68,9 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
             label tokens of a run that has them are measured too).
         group: column of what belongs together, in both sets.
         ood: images of other kinds, which ood-v1 tells from those of ``test``.
-        void: values of pixels in masks that are of no class, for segment-v1 and patch-prompt-v1; None takes 255. These two
-            also measure random weights, raw pixels and a constant.
+        void: values of pixels in masks that are of no class, for segment-v1, patch-prompt-v1 and multilabel-v1; None takes
+            255. The first two also measure random weights, raw pixels and a constant; the third, of data with masks and
+            without several labels an image, asks which classes cover 1 % of an image or more, of random weights too.
         shares: of the labels, above 0 up to 1, that finetune-v1 trains on, each by itself; all of them by default.
         overrides: ``["finetune.epochs=20"]`` or a nested mapping; see ``daybreak.evaluate.finetune.Settings``.
         seed: of draws, orders and resamples. disentangle-v1 takes every column of classes for a factor.
@@ -83,8 +85,8 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
     tuned = FINETUNE in (protocols or ())
     if ood is not None and "ood-v1" not in pooled:
         raise Refused(f"--ood {ood} is read by ood-v1 alone; add --protocol ood-v1.")
-    if void is not None and not dense:
-        raise Refused(f"--void is read by {' and '.join(DENSE)} alone; add --protocol {next(iter(DENSE))}.")
+    if void is not None and not dense and MULTILABEL not in pooled:
+        raise Refused(f"--void is read by {', '.join(DENSE)} and {MULTILABEL} alone; add --protocol {next(iter(DENSE))}.")
     if (shares or overrides) and not tuned:
         raise Refused(f"{'--share' if shares else '--set'} is read by {FINETUNE} alone; add --protocol {FINETUNE}.")
     tree = merge(overrides) if isinstance(overrides, Mapping) else merge(*map(parse_override, overrides))
@@ -99,8 +101,15 @@ def evaluate(run: str | Path, *, train: str | Path, test: str | Path, protocols:
     if bank.fingerprint == queries.fingerprint and (both := len(np.intersect1d(bank.indices, queries.indices))):
         console.print(f"note: {both:,} of {len(queries):,} test images are training images too, which flatters the numbers; "
                       "give others with --test.", soft_wrap=True, highlight=False)
+    known = set(bank.groups or ())
+    if shared := sum(name in known for name in queries.groups or ()):
+        console.print(f"note: {shared:,} of {len(queries):,} test images are of groups that are in the training images too.")
     results, skipped = ([], []) if not dense else measure_patches(
         folder, backbone, sets, dense, VOID if void is None else void, seed, device, console)
+    if MULTILABEL in pooled and all(images.source.masks is not None and not has_several(images) for images in sets):
+        more = measure_present(folder, backbone, sets, VOID if void is None else void, seed, device, console)
+        results, skipped = results + more[0], skipped + more[1]
+        pooled.remove(MULTILABEL)
     if pooled or not protocols:
         more = measure_pooled(folder, backbone, sets, pooled, ood, seed, device, console)
         results, skipped = results + more[0], skipped + more[1]
@@ -150,6 +159,46 @@ def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protoco
     return results, skipped
 
 
+def has_several(images: Images) -> bool:
+    return images.labels is not None and images.labels.kind == "multi"
+
+
+def measure_present(folder: Path, backbone: Backbone, sets: list[Images], void: Sequence[int], seed: int, device: str,
+                    console: Console) -> tuple[list[Result], list[Skipped]]:
+    """Numbers of multilabel-v1 where masks say which classes are in an image, of the backbone and of the run's random start."""
+    masks = [open_masks(images, void) for images in sets]
+    console.print(f"labels: the classes that cover {100 * COVERED:g} % of an image or more, by its mask")
+    bank, queries = (labels_of(side) for side in masks)
+    data, test_data = (f"{side.images.fingerprint}+{side.fingerprint}" for side in masks)
+    encoders, skipped = random_beside(folder, backbone, (MULTILABEL,), device)
+    results: list[Result] = []
+    for name, encoder in encoders.items():
+        vectors = []
+        for images in sets:
+            found, sentence = kept_features(folder / "features", encoder, images, size=backbone.size, device=device,
+                                            mean=backbone.mean, std=backbone.std)
+            console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
+            vectors.append(found)
+        more = evaluate_features(vectors[0], bank, vectors[1], queries, protocols=(MULTILABEL,), backbone=name, data=data,
+                                 test_data=test_data, seed=seed, bank_groups=sets[0].groups, query_groups=sets[1].groups,
+                                 backbone_hash=fingerprint(encoder))
+        results, skipped = results + more[0], skipped + more[1]
+    return results, skipped
+
+
+def random_beside(folder: Path, backbone: Backbone, protocols: Sequence[str],
+                  device: str) -> tuple[dict[Any, Encoder], list[Skipped]]:
+    """The backbone and its run's random start, if there is one; if not, why, for each of the protocols."""
+    encoders: dict[Any, Encoder] = {"trained": backbone.encoder}
+    try:
+        config = read_run(folder)
+        with torch.random.fork_rng(devices=[]):
+            encoders["random"] = make_encoder(config, find(config.method_name), backbone.channels).to(device)
+    except Refused as error:  # a backbone without its run, or a method that is not here
+        return encoders, [Skipped(name, f"random weights are left out: {error}") for name in protocols]
+    return encoders, []
+
+
 def measure_factors(folder: Path, backbone: Backbone, sets: list[Images], seed: int, device: str,
                     console: Console) -> tuple[list[Result], list[Skipped]]:
     """Numbers of disentangle-v1 with every label column for a factor: of the means of the latent code where the run has one,
@@ -182,14 +231,7 @@ def measure_patches(folder: Path, backbone: Backbone, sets: list[Images], protoc
                     seed: int, device: str, console: Console) -> tuple[list[Result], list[Skipped]]:
     """Numbers of the patches of images with masks: of the backbone, its random start, raw pixels and a constant."""
     train, test = (open_masks(images, void) for images in sets)
-    encoders: dict[Any, Encoder] = {"trained": backbone.encoder}
-    left = []
-    try:
-        config = read_run(folder)
-        with torch.random.fork_rng(devices=[]):
-            encoders["random"] = make_encoder(config, find(config.method_name), backbone.channels).to(device)
-    except Refused as error:  # a backbone without its run, or a method that is not here
-        left = [Skipped(name, f"random weights are left out: {error}") for name in protocols]
+    encoders, left = random_beside(folder, backbone, protocols, device)
     results, skipped = evaluate_patches(
         encoders, train, test, protocols=protocols, seed=seed, size=backbone.size, mean=backbone.mean, std=backbone.std,
         device=device, say=lambda text: console.print(text, soft_wrap=True))

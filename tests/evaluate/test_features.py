@@ -2,12 +2,13 @@
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
 
 from daybreak.data.images import open_images
-from daybreak.evaluate.features import features, fingerprint, kept_features, pixels
+from daybreak.evaluate.features import features, fingerprint, kept_features, pixels, read_vectors
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +101,31 @@ def test_a_damaged_file_of_vectors_is_replaced_and_a_folder_that_can_not_be_is_s
     known = dict(size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
     first, _ = kept_features(tmp_path / "f", Means(), images, **known)
     (path,) = (tmp_path / "f").iterdir()
-    path.write_bytes(path.read_bytes()[:40])
-    again, said = kept_features(tmp_path / "f", Means(), images, **known)
-    assert torch.equal(again, first) and "vectors kept" in said
+    whole = path.read_bytes()
+    for cut in (0, 40, len(whole) - 20):
+        path.write_bytes(whole[:cut])
+        again, said = kept_features(tmp_path / "f", Means(), images, **known)
+        assert torch.equal(again, first) and "vectors kept" in said and path.read_bytes() == whole
     (tmp_path / "g").write_text("a file where the folder should be")
     found, said = kept_features(tmp_path / "g", Means(), images, **known)
     assert torch.equal(found, first) and "could not be kept" in said
+
+
+def test_kept_vectors_are_an_arrow_file_that_a_changed_tensor_leaves_alone(images, tmp_path):
+    known = dict(size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    kept_features(tmp_path, Means(), images, **known)
+    (path,) = tmp_path.iterdir()
+    table = pa.ipc.open_file(str(path)).read_all()
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), 3)
+    assert table.schema.metadata[b"data"].decode() == images.fingerprint and b"8 x 8 pixels" in table.schema.metadata[b"transform"]
+    vectors, before = read_vectors(path), path.read_bytes()
+    assert vectors.tolist() == table["vector"].to_pylist()
+    vectors.zero_()
+    assert path.read_bytes() == before and read_vectors(path).any()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, (other := pa.table({"label": [1.0]})).schema) as writer:
+        writer.write_table(other)
+    with pytest.raises(pa.ArrowInvalid, match="expected 'vector' alone"):
+        read_vectors(path)
 
 
 def test_the_fingerprint_is_that_of_the_weights():

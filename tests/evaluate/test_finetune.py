@@ -137,7 +137,7 @@ def test_it_learns_textures_and_says_the_same_again(sides):
     results, skipped = finetune_v1(encoder, train, test, settings, seed=3, say=told.append,
                                    progress=lambda done, total: seen.append((done, total)), **how(train))
     assert torch.equal(torch.get_rng_state(), state) and not skipped and len(told) == 1 and "layer decay 0.9" in told[0]
-    assert [r.metric for r in results] == ["accuracy", "balanced accuracy"] and results[0].value > 0.8
+    assert [r.metric for r in results] == ["accuracy", "balanced accuracy", "AUC"] and results[0].value > 0.8
     r = results[0]
     assert (r.protocol, r.version, r.backbone, r.seed, r.num_train, r.num_test, r.num_classes) == (
         "finetune", "v1", "trained", 3, 300, 150, 5)
@@ -178,6 +178,15 @@ def test_numbers_of_classes_are_those_of_scikit_learn():
     assert numbers["AUC"].value == pytest.approx(roc_auc_score(truth, score))
     p = numbers["accuracy"].value
     assert numbers["accuracy"].error == pytest.approx((p * (1 - p) / 80) ** 0.5, rel=0.2)
+    several, kind = random.dirichlet(np.ones(4), 90), random.integers(0, 3, 90)  # no image is of the fourth class
+    found = {n.metric: n for n in judge_classes(several, kind, None, 0)}
+    areas = [roc_auc_score(kind == c, several[:, c]) for c in range(3)]
+    assert found["AUC"].value == pytest.approx(np.mean(areas)) and 0 < found["AUC"].error < 0.1
+    assert found["balanced accuracy"].value == pytest.approx(balanced_accuracy_score(kind, several.argmax(1)))
+    assert 0 < found["balanced accuracy"].error < 0.1
+    many = {n.metric: n for n in judge_classes(random.dirichlet(np.ones(21), 90), random.integers(0, 21, 90), None, 0)}
+    assert many["AUC"].error is None and many["accuracy"].error is not None
+    assert [n.metric for n in judge_classes(several, np.zeros(90, int), None, 0)] == ["accuracy", "balanced accuracy"]
     one = judge_classes(np.stack([1 - score, score], 1), truth, ["same"] * 80, 0)
     assert all(n.error == pytest.approx(0) for n in one)
 

@@ -13,10 +13,11 @@ import numpy as np
 from ..errors import Refused
 from .decode import Unreadable, _opened, _said
 from .images import Images
-from .sources import printable
+from .sources import Labels, printable
 from .threads import default_threads
 
 VOID = (255,)  # what VOC, ADE20K and Cityscapes write where there is no class
+COVERED = 0.01  # share of an image from which on a class is said to be in it
 NUMBERS = ("1", "L", "P", "I", "I;16", "I;16B")  # modes of Pillow with one number a pixel
 
 
@@ -84,6 +85,24 @@ def open_masks(images: Images, void: Sequence[int] = VOID, threads: int | None =
     for key, (_, digest) in sorted(zip(keys, looks, strict=True), key=lambda pair: pair[0]):
         hashed.update(f"{key}\0{digest}\n".encode("utf-8", "surrogateescape"))
     return Masks(images, values, tuple(void), hashed.hexdigest()[:16])
+
+
+def labels_of(masks: Masks, share: float = COVERED, threads: int | None = None) -> Labels:
+    """Several labels an image, "class V" for each value V of the masks: 1 where it covers that share of the image or more.
+
+    An image that is void all over has unknown labels.
+
+    Returns:
+        Values (n, K) float32 of 0, 1 and NaN.
+    """
+    def look(i: int) -> np.ndarray:
+        mask = masks.read(i)
+        counts = np.bincount(mask.ravel() + 1, minlength=len(masks.values) + 1)[1:]  # without what is void
+        return np.where(counts >= share * mask.size, 1, 0) if counts.any() else np.full(len(counts), np.nan)
+
+    with ThreadPoolExecutor(threads or default_threads(), "masks") as pool:
+        rows = list(pool.map(look, range(len(masks))))
+    return Labels("multi", np.array(rows, np.float32), tuple(f"class {value}" for value in masks.values))
 
 
 def encoded_mask(images: Images, i: int) -> np.ndarray:

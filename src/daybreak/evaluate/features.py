@@ -4,16 +4,16 @@ N images, n of them with q views each, B batch, C channels, H W height and width
 """
 
 import hashlib
+import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import Refused
@@ -146,19 +146,45 @@ def kept_features(folder: Path, encoder: nn.Module, images: "Images", *, size: t
         The vectors (N, D), and a sentence on where they are or come from.
     """
     key = identity(encoder, images, size, mean, std)
-    path = folder / f"{hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]}.safetensors"
+    path = folder / f"{hashlib.sha256(repr(sorted(key.items())).encode()).hexdigest()[:16]}.arrow"
     if path.is_file():
         try:
-            with safe_open(path, "pt") as file:
-                return file.get_tensor("features"), f"{len(images):,} vectors computed before: {path}"
-        except SafetensorError:
+            return read_vectors(path), f"{len(images):,} vectors computed before: {path}"
+        except (pa.ArrowException, OSError, ValueError):
             pass  # a file cut short by another cause than this function, which renames whole ones
     found = features(encoder, images, size=size, mean=mean, std=std, device=device, threads=threads)
     beside = path.with_suffix(".part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"features": found.contiguous()}, beside, metadata=key)
+        write_vectors(beside, found, key)
         os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, pa.ArrowException) as error:
         return found, f"{len(images):,} vectors, which could not be kept ({error}); the next call computes them again"
     return found, f"{len(images):,} vectors kept: {path}"
+
+
+def write_vectors(path: Path, vectors: Tensor, facts: Mapping[str, str]) -> None:
+    """Write vectors (N, D) as an Arrow file of one column, "vector", of D numbers a row; ``facts`` are its schema's metadata."""
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(vectors.contiguous().numpy().ravel()), vectors.shape[1])
+    table = pa.table({"vector": rows}).replace_schema_metadata(dict(facts))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)  # one batch, so that all rows lie side by side
+
+
+def read_vectors(path: Path) -> Tensor:
+    """The vectors (N, D) of a file that ``write_vectors`` wrote.
+
+    They stay in the file until they are read, and what is changed in the tensor does not reach it.
+
+    Raises:
+        pyarrow.ArrowException: no whole Arrow file of vectors. ValueError: an empty file. OSError: it can't be read.
+    """
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants memory that may be written to
+    whole = pa.py_buffer(mapped)
+    table = pa.ipc.open_file(whole).read_all()
+    if table.schema.names != ["vector"] or table["vector"].num_chunks != 1:
+        raise pa.ArrowInvalid(f"{path}: columns {table.schema.names}; expected 'vector' alone, in one batch.")
+    (rows,) = table["vector"].chunks
+    place = rows.values.buffers()[1].address - whole.address  # from_numpy of it would not be writable
+    return torch.frombuffer(mapped, dtype=torch.float32, count=len(rows.values), offset=place).view(len(rows), -1)

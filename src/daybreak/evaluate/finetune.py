@@ -53,6 +53,7 @@ BATCHES = (16, 256)
 STEPS = 8  # in an epoch, that the default batch leaves at least, within the bounds above
 RECIPE_BATCH = 1024  # of both papers
 SMALL = 64  # pixels up to which crops are milder, since little is left of a small image
+RANKED = 20  # classes up to which AUC has an error
 HEAD_DEVIATION = 2e-5  # of the classifier's first weights, as in MAE
 
 
@@ -301,21 +302,32 @@ def depends_on(encoder: Encoder, images: "Images", settings: Settings, seed: int
 
 
 def judge_classes(probabilities: np.ndarray, truth: np.ndarray, groups: list[str] | None, seed: int) -> list[Number]:
-    """Accuracy, balanced accuracy and, of two classes, the second's AUC, with errors, of scores (n, C) against (n,) classes.
+    """Accuracy, balanced accuracy and AUC, with errors, of scores (n, C) against (n,) classes.
 
-    Balanced accuracy is the mean recall of the classes that occur; in a resample, of those that occur in it.
+    Balanced accuracy is the mean recall of the classes that occur; AUC that of one class against the rest, mean over the
+    classes that occur (of two classes: that of the second), and none where all images are of one. In a resample, of those that
+    occur in it. Of more than 20 classes AUC has no error, since each resample ranks all images anew for each class.
     """
     right, num_classes = (probabilities.argmax(1) == truth).astype(float), probabilities.shape[1]
-    ranking = Ranking(probabilities[:, 1], truth == 1) if num_classes == 2 else None
+    present = np.unique(truth)
+    rankings = [Ranking(probabilities[:, c], truth == c) for c in (present if num_classes > 2 else [1]) if len(present) > 1]
 
     def measure(weights: np.ndarray) -> np.ndarray:
         mass, found = (np.bincount(truth, weights=w, minlength=num_classes) for w in (weights, weights * right))
         recall = found[mass > 0] / mass[mass > 0]
-        return np.array([found.sum() / mass.sum(), recall.mean(), *([ranking.auc(weights)] if ranking else [])])
+        return np.array([found.sum() / mass.sum(), recall.mean()])
 
-    values, errors = measure(np.ones(len(truth))), errors_of(measure, (len(truth), groups), seed=seed)
+    def area(weights: np.ndarray) -> np.ndarray:
+        values = np.array([ranking.auc(weights) for ranking in rankings])
+        return np.array([values[np.isfinite(values)].mean() if np.isfinite(values).any() else np.nan])
+
+    once, sample = np.ones(len(truth)), (len(truth), groups)
+    values, errors = [*measure(once)], errors_of(measure, sample, seed=seed)
+    if rankings:
+        values, errors = [*values, *area(once)], errors + (
+            errors_of(area, sample, seed=seed) if num_classes <= RANKED else [None])
     return [Number(name, float(value), error) for name, value, error
-            in zip(("accuracy", "balanced accuracy", "AUC"), values, errors, strict=False) if np.isfinite(value)]
+            in zip(("accuracy", "balanced accuracy", "AUC"), values, errors, strict=False)]
 
 
 def finetune_v1(make: Callable[[float], Encoder], train: "Images", test: "Images", settings: Settings, *,
