@@ -83,9 +83,19 @@ def test_two_signs_make_an_alarm(records, signs, words):
     assert alarm.signs == signs and words in alarm.sentence and ". Try " in alarm.sentence
 
 
+def test_images_that_are_all_alike_need_no_second_sign():
+    """Planted in SiT, whose contrast then wanders above its degenerate value, and never stands at it or at its start."""
+    degenerate = {"contrast: 0.8 ln 64: no view is told from another": 0.8 * math.log(64)}
+    records = [train(i, loss=4.5 - i / 4000, contrast=3.5 + i % 300 / 500, pixel_spread=0.0) for i in range(100, 3000, 100)]
+    (alarm,) = feed(Watch(degenerate), [START, *records, health(2500, rankme=3.2, knn_accuracy=0.57)])
+    assert alarm == Alarm("since image 300 the images of a batch are all the same, or flat (their pixels deviate by 0): there is "
+                          "nothing to tell apart. Try a look at the images that are read.", 300, ("images",))
+
+
 @pytest.mark.parametrize("records", [
     [train(100, 8.0), train(200, 8.0), *(train(i, loss=LN) for i in range(300, 4000, 100))],  # a loss alone
-    [train(i, pixel_spread=0.0, loss=6 - i / 1e4) for i in range(100, 4000, 100)],  # images that are alike, alone
+    [train(i, pixel_spread=0.05, loss=LN) for i in range(100, 1900, 100)],  # images of which most of each is black
+    [train(i, pixel_spread=0.0 if i % 300 == 0 else 0.9, loss=6 - i / 1e4) for i in range(100, 4000, 100)],  # an odd batch
     [train(i, loss=8.0) for i in range(100, 4000, 100)],  # a loss that does not move, alone
     [train(100, 7.0), train(200, 7.0), *(train(i, loss=7.9) for i in range(300, 4000, 100)), health(4000, knn_accuracy=0.3)],
     [train(i, assignment_entropy=LN, mean_entropy=LN) for i in range(100, 2000, 100)],  # an entropy alone

@@ -98,15 +98,15 @@ class Watch:
             return None
         signs = self.signs(progress)
         self.since = {sign.name: self.since.get(sign.name, record["images"]) for sign in signs}
-        pair = agreeing(signs) if progress >= GRACE else None
-        if pair and self.alarm is None:
-            self.alarm, self.alarmed = self.describe(*pair), progress
+        found = agreeing(signs) if progress >= GRACE else ()
+        if found and self.alarm is None:
+            self.alarm, self.alarmed = self.describe(*found), progress
             return self.alarm
         may_be_said = not self.is_worse_said and progress >= GRACE and self.alarm is None
         if may_be_said and (worse := self.knn() or self.narrower() or self.unlearned()):
             self.is_worse_said = True
             return Alarm(f"{worse.text}: {worse.meaning}. Try {worse.helps}.", record["images"], (worse.name,))
-        if not pair and self.alarm is not None:
+        if not found and self.alarm is not None:
             passed, self.alarm = self.alarm, None
             return Alarm(f"what stood since image {passed.since:,} has passed.", record["images"], ())
         return None
@@ -117,12 +117,13 @@ class Watch:
             return False
         return policy == "stop" or progress - self.alarmed >= STOP_AFTER
 
-    def describe(self, first: Sign, second: Sign) -> Alarm:
-        since = max(self.since[first.name], self.since[second.name])
-        at_no_rate = second.name in ("gradient", "still") and first.name != "images"  # then nothing is learned at any
-        helps = second.helps if at_no_rate else first.helps
-        return Alarm(f"since image {since:,} {first.text} and {second.text}: {first.meaning}. Try {helps}.", since,
-                     (first.name, second.name))
+    def describe(self, first: Sign, *second: Sign) -> Alarm:
+        signs = (first, *second)
+        since = max(self.since[sign.name] for sign in signs)
+        at_no_rate = signs[-1].name in ("gradient", "still") and first.name != "images"  # then nothing is learned at any
+        helps = signs[-1].helps if at_no_rate else first.helps
+        return Alarm(f"since image {since:,} {' and '.join(sign.text for sign in signs)}: {first.meaning}. Try {helps}.", since,
+                     tuple(sign.name for sign in signs))
 
     def signs(self, progress: float) -> list[Sign]:
         """All that looks wrong now, the most telling first."""
@@ -272,7 +273,11 @@ def parts(reading: str) -> tuple[str, str]:
     return (f" = {name}", meaning) if colon else ("", reading)
 
 
-def agreeing(signs: list[Sign]) -> tuple[Sign, Sign] | None:
-    """The most telling pair of which one is of ``AGREEING``; a loss that rose has not fallen, which is no second sign."""
-    return next(((one, two) for one, two in combinations(signs, 2)
-                 if {one.name, two.name} & set(AGREEING) and (one.name, two.name) != ("rise", "still")), None)
+def agreeing(signs: list[Sign]) -> tuple[Sign, ...]:
+    """The most telling pair of which one is of ``AGREEING``; a loss that rose has not fallen, which is no second sign.
+
+    Images that are all alike need no second: that is a fact about the input, which no healthy run shows on its way.
+    """
+    pair = next(((one, two) for one, two in combinations(signs, 2)
+                 if {one.name, two.name} & set(AGREEING) and (one.name, two.name) != ("rise", "still")), ())
+    return pair or tuple(sign for sign in signs if sign.name == "images")
