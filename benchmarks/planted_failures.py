@@ -11,11 +11,12 @@ numbers say what a failure does, not what a method can do.
 
 runs every method that there is with nothing planted and the settings that ``daybreak pretrain`` chooses for these images, on
 the device at hand, and shows what the same thresholds make of it: no sentence is expected. It may be done in pieces, each with
-some ``--methods`` and the same ``--json``, which is added to. What was logged is kept under ``--metrics``; ``--judge`` trains
-nothing and reads it again, after a threshold was changed.
+some ``--methods`` and the same ``--json``, which is added to. What was logged is kept under ``--metrics``, where a run that a
+signal ended goes on; ``--judge`` trains nothing and reads it again, after a threshold was changed.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import io
 import json
@@ -41,6 +42,7 @@ from daybreak.errors import Failed
 from daybreak.methods.base import Batch, Method, Step, find, names
 from daybreak.review import make_probe
 from daybreak.runs import device_name, make_method, open_split, settings_tree
+from daybreak.train.checkpoint import every
 from daybreak.train.loop import train, watch_of
 from daybreak.train.plan import choose, make_budget
 from daybreak.train.schedules import Budget
@@ -144,7 +146,8 @@ def demo_split() -> Split:
 
 
 def run(name: str, split: Split, plant: Plant | None = None, *, seed: int = 0, images: int | None = None,
-        settings: tuple[str, ...] | None = None, keep: Path | None = None, judge: bool = False) -> Outcome:
+        settings: tuple[str, ...] | None = None, keep: Path | None = None, judge: bool = False,
+        work: Path | None = None) -> Outcome:
     """Train a method, spoilt or not, and read what it wrote.
 
     Args:
@@ -168,11 +171,15 @@ def run(name: str, split: Split, plant: Plant | None = None, *, seed: int = 0, i
     if judge and keep:
         return outcome(judged(keep.read_text(), method, config, budget), config, 0.0)
     fabric, failed, began = Fabric(accelerator=device, devices=1), "", time.monotonic()
-    with tempfile.TemporaryDirectory() as place:
+    with contextlib.nullcontext(work) if work else tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            train(method, split.train, config, folder, fabric=fabric, budget=budget,
-                  probe=make_probe(split, config, fabric), console=Console(file=io.StringIO()))
+            resume, probe = bool(every(folder / "checkpoints")), make_probe(split, config, fabric)
+            ended = train(method, split.train, config, folder, fabric=fabric, budget=budget, probe=probe, resume=resume,
+                          console=Console(file=io.StringIO()))
+            if ended.interrupted:
+                raise SystemExit(f"{name}: interrupted after {ended.images_seen:,} images; the same command goes on with it")
         except Failed as failure:
             failed = str(failure).replace(str(folder), "RUN")
         text = (folder / "metrics.jsonl").read_text()
@@ -215,7 +222,7 @@ def run_healthy(split: Split, arguments: argparse.Namespace, record: dict, write
     for name in arguments.methods or names():
         keep = arguments.metrics and arguments.metrics / f"{name}-{arguments.images}-{arguments.seed}.jsonl"
         found = dataclasses.asdict(run(name, split, seed=arguments.seed, images=arguments.images, settings=QUIET, keep=keep,
-                                       judge=arguments.judge))
+                                       judge=arguments.judge, work=keep and keep.with_suffix("")))
         if arguments.judge:
             found["seconds"] = rows.get(name, found)["seconds"]  # those of the training
         record["healthy"] = rows = dict(sorted((rows | {name: found}).items()))

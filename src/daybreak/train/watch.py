@@ -19,7 +19,8 @@ from typing import Any
 # of the entropy (DINO and planted failures).
 GRACE = 0.05  # share of the budget in which nothing is said
 RECORDS = 5  # last lines of training whose median is judged, so that one odd batch is none
-STILL = 0.2  # share of the budget after which a loss that is where it began is a sign; a warm-up is over by then
+STILL = 0.2  # share of the budget after which a loss that is where it began is a sign; a warm-up is over by then. The lines
+# that are compared must be others than the first ones, or it stands by definition
 EARLY = 3  # first lines of training that later ones are compared with
 LOSS_NEAR = 0.002  # relative distance from a degenerate value, or from the first loss, that is none
 LOSS_RISE = 1.3  # times the first loss
@@ -30,8 +31,10 @@ GRADIENT_LEFT, GRADIENT_NONE = 2e-3, 1e-8  # of the first norms, and at all
 GRADIENT_GROWTH = 100  # times the first norms
 SPREAD_LEFT, SPREAD_NONE = 0.3, 1e-3  # of the random start, and at all
 RANK_LEFT = 0.13  # of RankMe - 1 of the random start, since 1 is the least
-RANK_HALF = 0.5  # of the RankMe of weights that a run continues from
-NEIGHBOURS_LEFT = 0.1  # of the nearest neighbours under weights that a run continues from
+# Of weights that a run continues from (benchmarks/continuation.py): continuations that did not hurt kNN accuracy kept at least
+# KEPT of the neighbours and RANKS of RankMe; those that did, at 10 times the learning rate, at most HURTKEPT and HURTRANKS.
+RANK_KEPT = 1 / 3  # of their RankMe
+NEIGHBOURS_KEPT = 0.2  # of the nearest neighbours under them
 PIXELS_NONE = 0.01  # deviation of normalised pixels, which is near 1 where images differ
 KNN_ERRORS = 3  # standard errors of the difference below the random start
 STOP_AFTER = 0.1  # share of the budget that an alarm may last under "warn-then-stop"
@@ -76,6 +79,7 @@ class Watch:
         self.of_start = start
         self.is_worse_said = start == "random weights"  # there two signs must agree; of given weights one suffices
         self.full = math.log(prototypes) if prototypes and prototypes > 1 else None
+        self.lines = 0  # of training
         self.early: list[Mapping[str, Any]] = []
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECORDS)
         self.start: Mapping[str, Any] = {}  # health of the random start
@@ -88,6 +92,7 @@ class Watch:
         """Take in a line of ``metrics.jsonl`` at ``progress`` in [0, 1]; an alarm that is new or has passed, or None."""
         if record["kind"] == "train":
             self.recent.append(record)
+            self.lines += 1
             if len(self.early) < EARLY:
                 self.early.append(record)
         elif record["kind"] == "health" and record["images"] == 0:
@@ -128,7 +133,7 @@ class Watch:
     def signs(self, progress: float) -> list[Sign]:
         """All that looks wrong now, the most telling first."""
         found = [self.images(), self.stands(), self.assignment(), self.gradient(), self.rise(), self.above(),
-                 self.still() if progress >= STILL else None, self.agreement(), *self.features(), self.knn()]
+                 self.still() if progress >= STILL and self.lines >= EARLY + RECORDS else None, self.agreement(), *self.features(), self.knn()]
         return [sign for sign in found if sign]
 
     def value(self, name: str) -> float | None:
@@ -201,14 +206,9 @@ class Watch:
     def still(self) -> Sign | None:
         """A loss that is where it began; one that rose counts only above all degenerate values: DINO's rises and it learns.
 
-        Without prototypes, whose entropy tells more, also a part of it that began at its degenerate value.
+        A part that is where it began while the whole falls is no sign: SiT on one image repeated was better for it in kNN
+        accuracy, and DeVAE paints the mean of all images before it uses its code.
         """
-        for reading, value in self.of_parts.items() if self.full is None else ():
-            part = reading.partition(": ")[0]
-            now = self.value(part)
-            if now is not None and value > 0 and all(abs(x - value) <= LOSS_NEAR * value for x in (now, self.first(part))):
-                return Sign("still", f"the {part} loss has not fallen since the start ({self.first(part):.3f})",
-                            "nothing is learned", OTHER)
         loss = self.value("loss")
         if loss is None or (first := self.first("loss")) <= 0:
             return None
@@ -249,11 +249,11 @@ class Watch:
                     "training has made the features worse", "a lower learning rate or milder augmentation")
 
     def narrower(self) -> Sign | None:
-        """Where there are no labels: the rank is half of what it was at the start."""
+        """Where there are no labels: the rank is a third of what it was at the start."""
         if "knn_accuracy" in self.start or not self.start or not self.health:
             return None
         rank, before = self.health["rankme"], self.start["rankme"]
-        if rank > RANK_HALF * before:
+        if rank > RANK_KEPT * before:
             return None
         return Sign("rank", f"the features use {rank:.1f} directions by RankMe, {before:.1f} those of {self.of_start}",
                     "training has made them narrower", "a lower learning rate")
@@ -261,7 +261,7 @@ class Watch:
     def unlearned(self) -> Sign | None:
         """Where there are no labels: hardly any of an image's neighbours at the start is still one."""
         kept = self.health.get("neighbours_kept")
-        if kept is None or kept > NEIGHBOURS_LEFT:
+        if kept is None or kept > NEIGHBOURS_KEPT:
             return None
         return Sign("neighbours", f"{kept:.1%} of the nearest neighbours under {self.of_start} remain",
                     "what they told apart is no longer told", "a lower learning rate or a longer warm-up")
