@@ -11,8 +11,8 @@ numbers say what a failure does, not what a method can do.
 
 runs every method that there is with nothing planted and the settings that ``daybreak pretrain`` chooses for these images, on
 the device at hand, and shows what the same thresholds make of it: no sentence is expected. It may be done in pieces, each with
-some ``--methods`` and the same ``--json``, which is added to. What was logged is kept under ``--metrics``, where a run that a
-signal ended goes on; ``--judge`` trains nothing and reads it again, after a threshold was changed.
+some ``--methods`` and the same ``--json``, which is added to. What was logged is kept under ``--metrics``, where a healthy run
+that a signal ended goes on; ``--judge`` trains nothing and reads it again, after a threshold was changed.
 """
 
 import argparse
@@ -238,15 +238,24 @@ def healthy_table(record: dict) -> str:
     return "\n".join(["| method | kNN, start | kNN, end | what the run says |", "| --- | --- | --- | --- |", *rows])
 
 
-def run_planted(split: Split, seed: int, only: str, record: dict, write: Callable[[], None]) -> None:
+def run_planted(split: Split, arguments: argparse.Namespace, record: dict, write: Callable[[], None]) -> None:
+    """The failures that are asked for, each beside its method's healthy run."""
+    healthy, planted = record.get("healthy", {}), record.get("planted", [])
     record |= {"healthy": {}, "planted": []}
+
+    def measured(name: str, what: str, plant: Plant | None, before: dict | None) -> dict:
+        keep = arguments.metrics and arguments.metrics / f"{name} {what} {arguments.seed}.jsonl"
+        found = dataclasses.asdict(run(name, split, plant, seed=arguments.seed, keep=keep, judge=arguments.judge))
+        return found | ({"seconds": before["seconds"]} if arguments.judge and before else {})
+
     for (name, what), plant in PLANTS.items():
-        if only not in f"{name}: {what}":
+        if arguments.only not in f"{name}: {what}":
             continue
         if name not in record["healthy"]:
-            record["healthy"][name] = dataclasses.asdict(run(name, split, seed=seed))
+            record["healthy"][name] = measured(name, "healthy", None, healthy.get(name))
             print(f"{name}: healthy {record['healthy'][name]}", flush=True)
-        record["planted"].append({"method": name, "what": what, **dataclasses.asdict(run(name, split, plant, seed=seed))})
+        before = next((row for row in planted if (row["method"], row["what"]) == (name, what)), None)
+        record["planted"].append({"method": name, "what": what, **measured(name, what, plant, before)})
         print(record["planted"][-1], flush=True)
         write()
     print(table(record))
@@ -259,7 +268,7 @@ def main() -> None:
     parser.add_argument("--healthy", action="store_true", help="run methods as they are, and plant nothing")
     parser.add_argument("--methods", nargs="+", choices=names(), help="of --healthy; without it all")
     parser.add_argument("--images", type=int, default=40_000, help="budget of each run of --healthy")
-    parser.add_argument("--metrics", type=Path, help="folder in which each run of --healthy leaves its metrics")
+    parser.add_argument("--metrics", type=Path, help="folder in which each run leaves its metrics")
     parser.add_argument("--judge", action="store_true", help="train nothing: judge what is in --metrics once more")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -271,11 +280,11 @@ def main() -> None:
     mode = f" --healthy --images {arguments.images}" if arguments.healthy else ""
     record: dict[str, Any] = {"command": f"python benchmarks/planted_failures.py{mode} --seed {arguments.seed}{only}",
                               "torch": torch.__version__, "machine": platform.machine()}
-    if arguments.healthy and arguments.json and arguments.json.exists():
+    if (arguments.healthy or arguments.judge) and arguments.json and arguments.json.exists():
         before = json.loads(arguments.json.read_text())
         if before["command"] != record["command"]:
             parser.error(f"{arguments.json} is of another command: {before['command']}")
-        record["healthy"] = before["healthy"]
+        record = before
 
     def write() -> None:
         if arguments.json:
@@ -284,7 +293,7 @@ def main() -> None:
     if arguments.healthy:
         run_healthy(split, arguments, record, write)
     else:
-        run_planted(split, arguments.seed, arguments.only, record, write)
+        run_planted(split, arguments, record, write)
 
 
 if __name__ == "__main__":

@@ -40,15 +40,16 @@ def test_a_uniform_output_is_named_once_with_its_image():
 
 
 def test_nothing_is_said_in_the_first_twentieth_and_then_since_when_it_began():
-    watch = Watch(DINO, prototypes=4096)
-    assert not feed(watch, map(uniform, range(10, 500, 10)))
-    (alarm,) = feed(watch, [uniform(500)])
+    watch, stuck = Watch(DINO, prototypes=4096), [train(i, loss=LN, norm=0.0) for i in range(10, 510, 10)]
+    assert not feed(watch, stuck[:-1])
+    (alarm,) = feed(watch, stuck[-1:])
     assert alarm.since == 30  # the third record: fewer have no median
 
 
 def test_an_alarm_that_passes_is_taken_back_and_may_come_again():
     watch = Watch(DINO, prototypes=4096)
-    parts = [map(uniform, range(500, 1000, 100)), map(good, range(1000, 2000, 100)), map(uniform, range(2000, 3000, 100))]
+    parts = [map(kind, range(*where, 100)) for kind, *where in ((good, 100, 500), (uniform, 500, 1000), (good, 1000, 2000),
+                                                                (uniform, 2000, 3000))]
     found = feed(watch, [record for part in parts for record in part])
     assert [bool(alarm.signs) for alarm in found] == [True, False, True]
     assert found[1].sentence == "what stood since image 700 has passed."
@@ -56,7 +57,7 @@ def test_an_alarm_that_passes_is_taken_back_and_may_come_again():
 
 
 @pytest.mark.parametrize(("records", "signs", "words"), [
-    ([uniform(i) for i in range(100, 2000, 100)], ("loss", "entropy"), "the output is uniform"),
+    ([uniform(i) for i in range(100, 3000, 100)], ("loss", "entropy"), "since image 2,000 the loss stands at 8.318 = ln 4096 and"),
     ([train(i, loss=0.01, assignment_entropy=0.0, mean_entropy=0.001) for i in range(100, 2000, 100)], ("loss", "entropy"),
      "every image goes to one prototype"),
     ([*map(train, range(100, 1000, 100)), *(train(i, loss=9.0, norm=500) for i in range(1000, 2000, 100)),
@@ -126,7 +127,7 @@ def test_images_that_are_all_alike_show_in_the_spread_whatever_it_was_at_the_sta
 def test_policies():
     watch = Watch(DINO, prototypes=4096)
     assert not watch.stops("stop", 0.1)
-    feed(watch, map(uniform, range(500, 1000, 100)))
+    feed(watch, [*map(good, range(100, 500, 100)), *map(uniform, range(500, 1000, 100))])
     began = watch.alarmed
     assert watch.stops("stop", began) and not watch.stops("warn", 1.0)
     assert not watch.stops("warn-then-stop", began + 0.99 * STOP_AFTER) and watch.stops("warn-then-stop", began + STOP_AFTER)
@@ -158,6 +159,32 @@ def test_without_labels_lost_neighbours_of_the_starting_weights_are_said():
     (alarm,) = feed(Watch(DINO, **before), kept[0])
     assert alarm.sentence.startswith("5.0% of the nearest neighbours under the starting weights remain: what they told apart")
     assert not feed(Watch(DINO, **before), kept[1])
+
+
+def entropies(gaps, part="class"):
+    """Lines of a method whose output is ``gaps`` nats from uniform; its loss is the entropy, and one that falls beside it."""
+    return [train(100 * i, loss=LN - gap + 7 - i / 10, assignment_entropy=LN - gap, mean_entropy=LN - gap / 2, **{part: LN - gap})
+            for i, gap in enumerate(gaps, 1)]
+
+
+CLASS = {"class: ln 4096: the labels of images are uniform": LN}
+
+
+def test_an_output_that_begins_uniform_and_leaves_that_state_is_learning():
+    """However little: to the end its entropy is above 0.995 of the full one."""
+    learns = entropies([0.005 * 1.05**i for i in range(40)])
+    assert min(r["assignment_entropy"] for r in learns) > 0.995 * LN
+    assert not feed(Watch(CLASS, prototypes=4096), [START, *learns])
+    stands = entropies([0.005 * 1.05 ** (i % 3) for i in range(40)])
+    (alarm,) = feed(Watch(CLASS, prototypes=4096), [START, *stands])
+    assert alarm.signs == ("loss", "entropy") and alarm.since == 2000  # by when it should have left it
+
+
+def test_an_output_that_becomes_uniform_is_not_leaving_that_state():
+    """MC-SSL on the demo at its settings for small images: 0.092 nats from the full entropy at first, 0.0005 after 70 steps."""
+    falls = entropies([0.092, 0.010, 0.038, 0.028, 0.009, 0.0015, 0.0005, 0.0004, 0.001, 0.0008])
+    (alarm,) = feed(Watch(CLASS, prototypes=4096), [START, *falls], budget=1500)
+    assert alarm.signs == ("loss", "entropy")
 
 
 def test_a_part_that_has_not_moved_yet_is_no_failure_while_the_loss_falls():

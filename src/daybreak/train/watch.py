@@ -19,12 +19,15 @@ from typing import Any
 # of the entropy (DINO and planted failures).
 GRACE = 0.05  # share of the budget in which nothing is said
 RECORDS = 5  # last lines of training whose median is judged, so that one odd batch is none
-STILL = 0.2  # share of the budget after which a loss that is where it began is a sign; a warm-up is over by then. The lines
-# that are compared must be others than the first ones, or it stands by definition
+STILL = 0.2  # share of the budget after which a loss or a full entropy that is where it began is a sign; a warm-up is over by
+# then. The lines that are compared must be others than the first ones, or it stands by definition
 EARLY = 3  # first lines of training that later ones are compared with
 LOSS_NEAR = 0.002  # relative distance from a degenerate value, or from the first loss, that is none
 LOSS_RISE = 1.3  # times the first loss
 ENTROPY_FULL = 0.995  # of ln K, of single assignments: all prototypes alike
+# An output that was uniform, as it is where DINO and its kin begin, is leaving that state while the gap between its entropy and
+# the full one is so many times the least gap so far, and between these shares of the full entropy.
+LEAVING, LEAVING_FROM, LEAVING_TO = 2, 1e-3, 0.1
 ENTROPY_NONE = 0.05  # of ln K, of the mean assignment: one prototype for all
 AGREEMENT = 0.999  # cosine of the two views of an image
 GRADIENT_LEFT, GRADIENT_NONE = 2e-3, 1e-8  # of the first norms, and at all
@@ -81,6 +84,7 @@ class Watch:
         self.full = math.log(prototypes) if prototypes and prototypes > 1 else None
         self.lines = 0  # of training
         self.early: list[Mapping[str, Any]] = []
+        self.least_gap = math.inf  # of the assignment entropy to the full one, so far
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECORDS)
         self.start: Mapping[str, Any] = {}  # health of the random start
         self.health: Mapping[str, Any] = {}
@@ -95,6 +99,8 @@ class Watch:
             self.lines += 1
             if len(self.early) < EARLY:
                 self.early.append(record)
+            if (gap := self.gap()) is not None:
+                self.least_gap = min(self.least_gap, gap)
         elif record["kind"] == "health" and record["images"] == 0:
             self.start = record
         elif record["kind"] == "health":
@@ -132,8 +138,9 @@ class Watch:
 
     def signs(self, progress: float) -> list[Sign]:
         """All that looks wrong now, the most telling first."""
-        found = [self.images(), self.stands(), self.assignment(), self.gradient(), self.rise(), self.above(),
-                 self.still() if progress >= STILL and self.lines >= EARLY + RECORDS else None, self.agreement(), *self.features(), self.knn()]
+        is_late = progress >= STILL and self.lines >= EARLY + RECORDS
+        found = [self.images(), self.stands(), self.assignment(is_late), self.gradient(), self.rise(), self.above(),
+                 self.still() if is_late else None, self.agreement(), *self.features(), self.knn()]
         return [sign for sign in found if sign]
 
     def value(self, name: str) -> float | None:
@@ -143,6 +150,18 @@ class Watch:
 
     def first(self, name: str) -> float:
         return median(r[name] for r in self.early)
+
+    def gap(self) -> float | None:
+        """How far the assignment entropy of the last lines is from the full one, in nats."""
+        each = self.value("assignment_entropy")
+        return None if each is None or self.full is None else max(self.full - each, 0.0)
+
+    def is_leaving(self) -> bool:
+        """Whether an output that was uniform is becoming less so: what began there, or fell there, and learns again."""
+        gap = self.gap()
+        if gap is None or self.full is None:
+            return False
+        return max(LEAVING * self.least_gap, LEAVING_FROM * self.full) <= gap <= LEAVING_TO * self.full
 
     def images(self) -> Sign | None:
         spread = self.value("pixel_spread")
@@ -156,7 +175,7 @@ class Watch:
         for reading, value in (self.degenerate | self.of_parts).items():
             part = reading.partition(": ")[0] if reading in self.of_parts else ""
             now = self.value(part or "loss")
-            if now is not None and abs(now - value) <= LOSS_NEAR * scale:
+            if now is not None and abs(now - value) <= LOSS_NEAR * scale and not (value > 0 and self.is_leaving()):
                 name, meaning = parts(reading.removeprefix(f"{part}: "))
                 return Sign("loss", f"the {part or 'loss'}{' loss' * bool(part)} stands at {now:.3f}{name}", meaning, self.lower())
         return None
@@ -172,11 +191,13 @@ class Watch:
     def lower(self) -> str:
         return "a lower learning rate or a longer warm-up" + (" of the teacher temperature" if self.full else "")
 
-    def assignment(self) -> Sign | None:
+    def assignment(self, is_late: bool) -> Sign | None:
+        """A full entropy, if the run did not begin with it or should have left it by now; or one prototype for all."""
         each, mean = self.value("assignment_entropy"), self.value("mean_entropy")
         if self.full is None or each is None or mean is None:
             return None
-        if each >= ENTROPY_FULL * self.full:
+        full = ENTROPY_FULL * self.full
+        if each >= full and not self.is_leaving() and (is_late or self.first("assignment_entropy") < full):
             return Sign("entropy", "the assignment entropy is full", "the output is uniform", self.lower())
         if mean <= ENTROPY_NONE * self.full:
             return Sign("entropy", f"the entropy of the mean assignment is {mean:.2g} of {self.full:.2f}",
@@ -210,7 +231,7 @@ class Watch:
         accuracy, and DeVAE paints the mean of all images before it uses its code.
         """
         loss = self.value("loss")
-        if loss is None or (first := self.first("loss")) <= 0:
+        if loss is None or (first := self.first("loss")) <= 0 or self.is_leaving():
             return None
         if loss < (1 - LOSS_NEAR) * first or (loss > (1 + LOSS_NEAR) * first and not self.above()):
             return None
