@@ -51,6 +51,7 @@ DEMO = Path(daybreak.__file__).parent / "demo"
 COMMON = ("encoder.width=64", "encoder.depth=2", "training.precision=32-true", "training.batch_size=64",
           "training.learning_rate_rule=fixed", "training.learning_rate=1e-3", "watch.log_steps=5", "watch.probes=5",
           "watch.on_collapse=warn")
+FALL = 0.05  # of kNN accuracy, from which on a failure hurts: over two standard errors of 500 queries
 QUIET = ("training.precision=32-true", "watch.on_collapse=warn")  # of the runs of --healthy; all else is chosen
 HEALTHY = {  # method: images, settings
     "simclr": (12_000, ("encoder.patch_size=7", "method.temperature=0.5", "method.scale=[0.3, 1.0]")),
@@ -207,12 +208,18 @@ def outcome(lines: list[dict], config: RunConfig, seconds: float, failed: str = 
 
 def table(record: dict) -> str:
     """The page's table of what was measured."""
-    rows = ["| method | what is wrong | kNN, healthy | kNN, spoilt | what the run says |", "| --- | --- | --- | --- | --- |"]
+    rows = ["| method | what is wrong | kNN, healthy | kNN, spoilt | hurts | what the run says |", "| --- " * 6 + "|"]
     for row in record["planted"]:
-        healthy = record["healthy"][row["method"]]
         end = "stopped" if row["end"] is None else f"{row['end']:.1%}"
-        rows.append(f"| {row['method']} | {row['what']} | {healthy['end']:.1%} | {end} | {(row['said'] or ['nothing'])[0]} |")
+        cells = [row["method"], row["what"], f"{record['healthy'][row['method']]['end']:.1%}", end,
+                 "yes" if does_hurt(row, record) else "no", (row["said"] or ["nothing"])[0]]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def does_hurt(row: dict, record: dict) -> bool:
+    """Whether kNN accuracy fell far enough below the healthy run's, to a tenth of a point."""
+    return row["end"] is None or round(record["healthy"][row["method"]]["end"] - row["end"], 3) >= FALL
 
 
 def run_healthy(split: Split, arguments: argparse.Namespace, record: dict, write: Callable[[], None]) -> None:
