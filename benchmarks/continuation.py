@@ -69,11 +69,12 @@ def judged(lines: list[dict]) -> dict[str, Any]:
 
 def table(record: dict) -> str:
     """The page's table of what was measured."""
-    rows = ["| start | continued by | seed | kNN, start | kNN, end | lowest kNN below the start | kept, least | kept, end |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    rows = ["| start | continued by | seed | kNN, start | kNN, end | lowest kNN | neighbours kept, least | RankMe kept, least |",
+            "| --- " * 8 + "|"]
     for row in record["continued"]:
-        rows.append(f"| {row['start']} | {row['by']} | {row['seed']} | {row['knn'][0]:.1%} | {row['knn'][-1]:.1%} | "
-                    f"{row['errors_below']:.1f} standard errors | {min(row['kept']):.1%} | {row['kept'][-1]:.1%} |")
+        knn, rank = row["knn"], row["rankme"]
+        rows.append(f"| {row['start']} | {row['by']} | {row['seed']} | {knn[0]:.1%} | {knn[-1]:.1%} | {min(knn):.1%}"
+                    f"{', hurt' if row['hurt'] else ''} | {min(row['kept']):.1%} | {min(rank) / rank[0]:.1%} |")
     return "\n".join(rows)
 
 

@@ -10,12 +10,19 @@ import pytest
 import daybreak
 from daybreak.cli import main
 from daybreak.methods import base
+from daybreak.train.watch import NEIGHBOURS_KEPT, RANK_KEPT
 
 ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("planted_failures", ROOT / "benchmarks" / "planted_failures.py")
-planted = importlib.util.module_from_spec(spec)
-sys.modules["planted_failures"] = planted
-spec.loader.exec_module(planted)
+
+
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+planted, continuation = benchmark("planted_failures"), benchmark("continuation")  # the second imports the first
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +62,16 @@ def test_the_page_shows_what_was_measured():
     assert all(row["said"] for row in record["planted"] if planted.does_hurt(row, record))
     healthy = json.loads((ROOT / "benchmarks" / "results" / "healthy_cpu.json").read_text())
     assert planted.healthy_table(healthy) in page and healthy["command"] in page
+
+
+def test_the_thresholds_of_continuations_part_those_that_hurt_as_the_page_shows():
+    record = json.loads((ROOT / "benchmarks" / "results" / "continuation_cpu.json").read_text())
+    page = (ROOT / "docs" / "health.md").read_text()
+    assert continuation.table(record) in page and record["command"] in page
+    assert {row["hurt"] for row in record["continued"]} == {True, False}
+    for row in record["continued"]:
+        is_said = min(row["kept"]) <= NEIGHBOURS_KEPT or min(row["rankme"]) <= RANK_KEPT * row["rankme"][0]
+        assert is_said == row["hurt"], row
 
 
 @pytest.fixture
