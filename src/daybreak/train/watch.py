@@ -1,8 +1,8 @@
 """Whether a run is learning: signs of collapse in what is logged anyway, and a sentence once two of them agree.
 
 It reads the lines of ``metrics.jsonl`` and nothing else, so a resumed run, or a program that looks at a folder, comes to
-the same judgement. One sign alone says nothing: losses start at their degenerate value, a random network may be narrow.
-K prototypes.
+the same judgement. One sign alone says nothing: losses start at their degenerate value, a random network may be narrow. Only
+images that are all alike need no second. K prototypes.
 """
 
 import math
