@@ -195,7 +195,9 @@ def judged(text: str, method: Method, config: RunConfig, budget: Budget) -> list
     watch = watch_of(method, config)
     for line in filter(lambda line: line["kind"] != "alarm", map(json.loads, text.splitlines())):
         alarm = watch.see(line, budget.progress(line["images"]))
-        lines += [line] + [{"kind": "alarm", "images": line["images"], **dataclasses.asdict(alarm)}] * bool(alarm)
+        lines.append(line)
+        if alarm:
+            lines.append({"kind": "alarm", "images": line["images"], **dataclasses.asdict(alarm)})
     return lines
 
 
