@@ -40,15 +40,16 @@ def test_a_uniform_output_is_named_once_with_its_image():
 
 
 def test_nothing_is_said_in_the_first_twentieth_and_then_since_when_it_began():
-    watch = Watch(DINO, prototypes=4096)
-    assert not feed(watch, map(uniform, range(10, 500, 10)))
-    (alarm,) = feed(watch, [uniform(500)])
+    watch, stuck = Watch(DINO, prototypes=4096), [train(i, loss=LN, norm=0.0) for i in range(10, 510, 10)]
+    assert not feed(watch, stuck[:-1])
+    (alarm,) = feed(watch, stuck[-1:])
     assert alarm.since == 30  # the third record: fewer have no median
 
 
 def test_an_alarm_that_passes_is_taken_back_and_may_come_again():
     watch = Watch(DINO, prototypes=4096)
-    parts = [map(uniform, range(500, 1000, 100)), map(good, range(1000, 2000, 100)), map(uniform, range(2000, 3000, 100))]
+    parts = [map(kind, range(*where, 100)) for kind, *where in ((good, 100, 500), (uniform, 500, 1000), (good, 1000, 2000),
+                                                                (uniform, 2000, 3000))]
     found = feed(watch, [record for part in parts for record in part])
     assert [bool(alarm.signs) for alarm in found] == [True, False, True]
     assert found[1].sentence == "what stood since image 700 has passed."
@@ -56,7 +57,7 @@ def test_an_alarm_that_passes_is_taken_back_and_may_come_again():
 
 
 @pytest.mark.parametrize(("records", "signs", "words"), [
-    ([uniform(i) for i in range(100, 2000, 100)], ("loss", "entropy"), "the output is uniform"),
+    ([uniform(i) for i in range(100, 3000, 100)], ("loss", "entropy"), "since image 2,000 the loss stands at 8.318 = ln 4096 and"),
     ([train(i, loss=0.01, assignment_entropy=0.0, mean_entropy=0.001) for i in range(100, 2000, 100)], ("loss", "entropy"),
      "every image goes to one prototype"),
     ([*map(train, range(100, 1000, 100)), *(train(i, loss=9.0, norm=500) for i in range(1000, 2000, 100)),
@@ -83,9 +84,19 @@ def test_two_signs_make_an_alarm(records, signs, words):
     assert alarm.signs == signs and words in alarm.sentence and ". Try " in alarm.sentence
 
 
+def test_images_that_are_all_alike_need_no_second_sign():
+    """Planted in SiT, whose contrast then wanders above its degenerate value, and never stands at it or at its start."""
+    degenerate = {"contrast: 0.8 ln 64: no view is told from another": 0.8 * math.log(64)}
+    records = [train(i, loss=4.5 - i / 4000, contrast=3.5 + i % 300 / 500, pixel_spread=0.0) for i in range(100, 3000, 100)]
+    (alarm,) = feed(Watch(degenerate), [START, *records, health(2500, rankme=3.2, knn_accuracy=0.57)])
+    assert alarm == Alarm("since image 300 the images of a batch are all the same, or flat (their pixels deviate by 0): there is "
+                          "nothing to tell apart. Try a look at the images that are read.", 300, ("images",))
+
+
 @pytest.mark.parametrize("records", [
     [train(100, 8.0), train(200, 8.0), *(train(i, loss=LN) for i in range(300, 4000, 100))],  # a loss alone
-    [train(i, pixel_spread=0.0, loss=6 - i / 1e4) for i in range(100, 4000, 100)],  # images that are alike, alone
+    [train(i, pixel_spread=0.05, loss=LN) for i in range(100, 1900, 100)],  # images of which most of each is black
+    [train(i, pixel_spread=0.0 if i % 300 == 0 else 0.9, loss=6 - i / 1e4) for i in range(100, 4000, 100)],  # an odd batch
     [train(i, loss=8.0) for i in range(100, 4000, 100)],  # a loss that does not move, alone
     [train(100, 7.0), train(200, 7.0), *(train(i, loss=7.9) for i in range(300, 4000, 100)), health(4000, knn_accuracy=0.3)],
     [train(i, assignment_entropy=LN, mean_entropy=LN) for i in range(100, 2000, 100)],  # an entropy alone
@@ -113,10 +124,17 @@ def test_images_that_are_all_alike_show_in_the_spread_whatever_it_was_at_the_sta
     assert alarm.signs == ("spread", "rank")
 
 
+@pytest.mark.parametrize(("accuracy", "said"), [(0.72, False), (0.65, True)])
+def test_narrow_features_that_tell_more_than_those_of_the_start_are_no_collapse(accuracy, said):
+    """MAE on the demo: a sixth of the spread and of the rank of the start, and kNN accuracy from 52 to 64 %."""
+    narrow = [health(2000, spread=0.08, rankme=3.0, knn_accuracy=accuracy)]
+    assert bool(feed(Watch({}), [START, *map(train, range(100, 2000, 100)), *narrow])) == said
+
+
 def test_policies():
     watch = Watch(DINO, prototypes=4096)
     assert not watch.stops("stop", 0.1)
-    feed(watch, map(uniform, range(500, 1000, 100)))
+    feed(watch, [*map(good, range(100, 500, 100)), *map(uniform, range(500, 1000, 100))])
     began = watch.alarmed
     assert watch.stops("stop", began) and not watch.stops("warn", 1.0)
     assert not watch.stops("warn-then-stop", began + 0.99 * STOP_AFTER) and watch.stops("warn-then-stop", began + STOP_AFTER)
@@ -136,27 +154,57 @@ def test_weights_that_a_run_continues_from_and_makes_worse_are_said_once_by_one_
     falling = [good(i) | dict(loss=7.0 - i / 1000) for i in range(100, 1000, 100)]
     (alarm,) = feed(watch, [START, *falling, health(1000, knn_accuracy=0.4), health(2000, knn_accuracy=0.4)])
     assert alarm.sentence.startswith("kNN accuracy is 40.0%, below the 60.0% of the starting weights") and watch.alarm is None
-    without = [{k: v for k, v in record.items() if "knn" not in k} for record in [START, health(1000, rankme=9.0)]]
-    (alarm,) = feed(Watch(DINO, start="the starting weights"), without)
-    assert "9.0 directions by RankMe, 20.0 those of the starting weights" in alarm.sentence
+    lost, dipped = ([{k: v for k, v in record.items() if "knn" not in k} for record in (START, health(1000, rankme=rank))]
+                    for rank in (6.0, 8.0))  # MAE that goes on from MAE dips to 0.4 of its rank, and is the better for it
+    (alarm,) = feed(Watch(DINO, start="the starting weights"), lost)
+    assert "6.0 directions by RankMe, 20.0 those of the starting weights" in alarm.sentence
+    assert not feed(Watch(DINO, start="the starting weights"), dipped)
     assert not feed(Watch(DINO, prototypes=4096), [START, health(1000, knn_accuracy=0.4)])
 
 
 def test_without_labels_lost_neighbours_of_the_starting_weights_are_said():
     start, before = {k: v for k, v in START.items() if "knn" not in k}, dict(start="the starting weights")
-    kept = [[start | dict(neighbours_kept=1.0), start | dict(images=1000, neighbours_kept=share)] for share in (0.05, 0.3)]
+    kept = [[start | dict(neighbours_kept=1.0), start | dict(images=1000, neighbours_kept=share)] for share in (0.15, 0.3)]
     (alarm,) = feed(Watch(DINO, **before), kept[0])
-    assert alarm.sentence.startswith("5.0% of the nearest neighbours under the starting weights remain: what they told apart")
+    assert alarm.sentence.startswith("15.0% of the nearest neighbours under the starting weights remain: what they told apart")
     assert not feed(Watch(DINO, **before), kept[1])
 
 
-@pytest.mark.parametrize(("last", "found"), [(3.326, ("loss", "still")), (3.2, None)])
-def test_a_part_of_the_loss_that_never_left_its_degenerate_value_is_named(last, found):
-    """SiT's contrast, while the reconstruction beside it goes on to fall."""
-    watch = Watch({"contrast: 0.8 ln 64: no view is told from another": 0.8 * math.log(64)})
-    alarms = feed(watch, [train(i, loss=8 - i / 1000, contrast=3.328 if i < 1000 else last) for i in range(100, 5000, 100)])
-    assert [alarm.signs for alarm in alarms] == ([found] if found else [])
-    assert not found or "the contrast loss stands at 3.326 = 0.8 ln 64 and the contrast loss has not" in alarms[0].sentence
+def entropies(gaps, part="class"):
+    """Lines of a method whose output is ``gaps`` nats from uniform; its loss is the entropy, and one that falls beside it."""
+    return [train(100 * i, loss=LN - gap + 7 - i / 10, assignment_entropy=LN - gap, mean_entropy=LN - gap / 2, **{part: LN - gap})
+            for i, gap in enumerate(gaps, 1)]
+
+
+CLASS = {"class: ln 4096: the labels of images are uniform": LN}
+
+
+def test_an_output_that_begins_uniform_and_leaves_that_state_is_learning():
+    """However little: to the end its entropy is above 0.995 of the full one."""
+    learns = entropies([0.005 * 1.05**i for i in range(40)])
+    assert min(r["assignment_entropy"] for r in learns) > 0.995 * LN
+    assert not feed(Watch(CLASS, prototypes=4096), [START, *learns])
+    stands = entropies([0.005 * 1.05 ** (i % 3) for i in range(40)])
+    (alarm,) = feed(Watch(CLASS, prototypes=4096), [START, *stands])
+    assert alarm.signs == ("loss", "entropy") and alarm.since == 2000  # by when it should have left it
+
+
+def test_an_output_that_becomes_uniform_is_not_leaving_that_state():
+    """MC-SSL on the demo at its settings for small images: 0.092 nats from the full entropy at first, 0.0005 after 70 steps."""
+    falls = entropies([0.092, 0.010, 0.038, 0.028, 0.009, 0.0015, 0.0005, 0.0004, 0.001, 0.0008])
+    (alarm,) = feed(Watch(CLASS, prototypes=4096), [START, *falls], budget=1500)
+    assert alarm.signs == ("loss", "entropy")
+
+
+def test_a_part_that_has_not_moved_yet_is_no_failure_while_the_loss_falls():
+    """DeVAE on 20,000 images of the demo: the code was unused for two thirds of them, and then no longer."""
+    unused = {"unused: 1: the code says nothing of the image, and all are painted as their mean": 1.0}
+    losses = [1086, 1084, 1078, 1066, 1038, 992.4, 963.2, 935.7]
+    falls = [train(2560 * i, loss=loss, norm=350.0, unused=0.9989) for i, loss in enumerate(losses, 1)]
+    assert not feed(Watch(unused), [START, *falls], budget=20_000)
+    stands = [record | dict(loss=1086 - i / 10) for i, record in enumerate(falls)]
+    (alarm,) = feed(Watch(unused), [START, *stands], budget=20_000)
+    assert alarm.signs == ("loss", "still") and "the unused loss stands at 0.999 = 1 and the loss has not fallen" in alarm.sentence
 
 
 def test_a_reading_may_be_of_one_of_the_method_s_numbers():

@@ -162,8 +162,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
             console.print(text, soft_wrap=True, highlight=False)
     method.batch_size = t.batch_size
     metrics: Any = Metrics(folder, seen) if fabric.is_global_zero else None
-    watch = Watch(method.degenerate(), prototypes=getattr(method.config, "prototypes", None),
-                  start="random weights" if config.encoder.init is None else "the starting weights")
+    watch = watch_of(method, config)
     for line in metrics.kept if metrics else []:
         watch.see(line, budget.progress(line["images"]))
 
@@ -264,6 +263,12 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
     ended = budget.over(seen) or signals.received
     return Outcome(seen, budget.elapsed(), signals.received or None, None if ended or watch.alarm is None else watch.alarm.sentence,
                    len(loader.bad), loader.waited / max(budget.elapsed(), 1e-9))
+
+
+def watch_of(method: Method, config: RunConfig) -> Watch:
+    """What judges a run of ``method``, whose batch size must be known."""
+    return Watch(method.degenerate(), prototypes=getattr(method.config, "prototypes", None),
+                 start="random weights" if config.encoder.init is None else "the starting weights")
 
 
 def prepare(method: Method, t: Training, fabric: Fabric) -> tuple[Any, Any]:

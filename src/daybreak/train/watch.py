@@ -1,8 +1,8 @@
 """Whether a run is learning: signs of collapse in what is logged anyway, and a sentence once two of them agree.
 
 It reads the lines of ``metrics.jsonl`` and nothing else, so a resumed run, or a program that looks at a folder, comes to
-the same judgement. One sign alone says nothing: losses start at their degenerate value, a random network may be narrow.
-K prototypes.
+the same judgement. One sign alone says nothing: losses start at their degenerate value, a random network may be narrow. Only
+images that are all alike need no second. K prototypes.
 """
 
 import math
@@ -19,19 +19,26 @@ from typing import Any
 # of the entropy (DINO and planted failures).
 GRACE = 0.05  # share of the budget in which nothing is said
 RECORDS = 5  # last lines of training whose median is judged, so that one odd batch is none
-STILL = 0.2  # share of the budget after which a loss that is where it began is a sign; a warm-up is over by then
+STILL = 0.2  # share of the budget after which a loss or a full entropy that is where it began is a sign; a warm-up is over by
+# then. The lines that are compared must be others than the first ones, or it stands by definition
 EARLY = 3  # first lines of training that later ones are compared with
 LOSS_NEAR = 0.002  # relative distance from a degenerate value, or from the first loss, that is none
 LOSS_RISE = 1.3  # times the first loss
 ENTROPY_FULL = 0.995  # of ln K, of single assignments: all prototypes alike
+# An output that was uniform, as it is where DINO and its kin begin, is leaving that state while the gap between its entropy and
+# the full one is so many times the least gap so far, and between these shares of the full entropy.
+LEAVING, LEAVING_FROM, LEAVING_TO = 2, 1e-3, 0.1
 ENTROPY_NONE = 0.05  # of ln K, of the mean assignment: one prototype for all
 AGREEMENT = 0.999  # cosine of the two views of an image
 GRADIENT_LEFT, GRADIENT_NONE = 2e-3, 1e-8  # of the first norms, and at all
 GRADIENT_GROWTH = 100  # times the first norms
 SPREAD_LEFT, SPREAD_NONE = 0.3, 1e-3  # of the random start, and at all
 RANK_LEFT = 0.13  # of RankMe - 1 of the random start, since 1 is the least
-RANK_HALF = 0.5  # of the RankMe of weights that a run continues from
-NEIGHBOURS_LEFT = 0.1  # of the nearest neighbours under weights that a run continues from
+# Of weights that a run continues from (benchmarks/continuation.py): continuations that did not hurt kNN accuracy kept at least
+# 0.34 of the neighbours and 0.40 of RankMe throughout; those that did, at 10 to 1,000 times the learning rate, fell to at most
+# 0.25 and 0.32. The least are put nearer to the latter: longer healthy runs go further.
+RANK_KEPT = 1 / 3  # of their RankMe
+NEIGHBOURS_KEPT = 0.2  # of the nearest neighbours under them
 PIXELS_NONE = 0.01  # deviation of normalised pixels, which is near 1 where images differ
 KNN_ERRORS = 3  # standard errors of the difference below the random start
 STOP_AFTER = 0.1  # share of the budget that an alarm may last under "warn-then-stop"
@@ -76,7 +83,9 @@ class Watch:
         self.of_start = start
         self.is_worse_said = start == "random weights"  # there two signs must agree; of given weights one suffices
         self.full = math.log(prototypes) if prototypes and prototypes > 1 else None
+        self.lines = 0  # of training
         self.early: list[Mapping[str, Any]] = []
+        self.least_gap = math.inf  # of the assignment entropy to the full one, so far
         self.recent: deque[Mapping[str, Any]] = deque(maxlen=RECORDS)
         self.start: Mapping[str, Any] = {}  # health of the random start
         self.health: Mapping[str, Any] = {}
@@ -88,8 +97,11 @@ class Watch:
         """Take in a line of ``metrics.jsonl`` at ``progress`` in [0, 1]; an alarm that is new or has passed, or None."""
         if record["kind"] == "train":
             self.recent.append(record)
+            self.lines += 1
             if len(self.early) < EARLY:
                 self.early.append(record)
+            if (gap := self.gap()) is not None:
+                self.least_gap = min(self.least_gap, gap)
         elif record["kind"] == "health" and record["images"] == 0:
             self.start = record
         elif record["kind"] == "health":
@@ -98,15 +110,15 @@ class Watch:
             return None
         signs = self.signs(progress)
         self.since = {sign.name: self.since.get(sign.name, record["images"]) for sign in signs}
-        pair = agreeing(signs) if progress >= GRACE else None
-        if pair and self.alarm is None:
-            self.alarm, self.alarmed = self.describe(*pair), progress
+        found = agreeing(signs) if progress >= GRACE else ()
+        if found and self.alarm is None:
+            self.alarm, self.alarmed = self.describe(*found), progress
             return self.alarm
         may_be_said = not self.is_worse_said and progress >= GRACE and self.alarm is None
         if may_be_said and (worse := self.knn() or self.narrower() or self.unlearned()):
             self.is_worse_said = True
             return Alarm(f"{worse.text}: {worse.meaning}. Try {worse.helps}.", record["images"], (worse.name,))
-        if not pair and self.alarm is not None:
+        if not found and self.alarm is not None:
             passed, self.alarm = self.alarm, None
             return Alarm(f"what stood since image {passed.since:,} has passed.", record["images"], ())
         return None
@@ -117,17 +129,19 @@ class Watch:
             return False
         return policy == "stop" or progress - self.alarmed >= STOP_AFTER
 
-    def describe(self, first: Sign, second: Sign) -> Alarm:
-        since = max(self.since[first.name], self.since[second.name])
-        at_no_rate = second.name in ("gradient", "still") and first.name != "images"  # then nothing is learned at any
-        helps = second.helps if at_no_rate else first.helps
-        return Alarm(f"since image {since:,} {first.text} and {second.text}: {first.meaning}. Try {helps}.", since,
-                     (first.name, second.name))
+    def describe(self, first: Sign, *second: Sign) -> Alarm:
+        signs = (first, *second)
+        since = max(self.since[sign.name] for sign in signs)
+        at_no_rate = signs[-1].name in ("gradient", "still") and first.name != "images"  # then nothing is learned at any
+        helps = signs[-1].helps if at_no_rate else first.helps
+        return Alarm(f"since image {since:,} {' and '.join(sign.text for sign in signs)}: {first.meaning}. Try {helps}.", since,
+                     tuple(sign.name for sign in signs))
 
     def signs(self, progress: float) -> list[Sign]:
         """All that looks wrong now, the most telling first."""
-        found = [self.images(), self.stands(), self.assignment(), self.gradient(), self.rise(), self.above(),
-                 self.still() if progress >= STILL else None, self.agreement(), *self.features(), self.knn()]
+        is_late = progress >= STILL and self.lines >= EARLY + RECORDS
+        found = [self.images(), self.stands(), self.assignment(is_late), self.gradient(), self.rise(), self.above(),
+                 self.still() if is_late else None, self.agreement(), *self.features(), self.knn()]
         return [sign for sign in found if sign]
 
     def value(self, name: str) -> float | None:
@@ -137,6 +151,18 @@ class Watch:
 
     def first(self, name: str) -> float:
         return median(r[name] for r in self.early)
+
+    def gap(self) -> float | None:
+        """How far the assignment entropy of the last lines is from the full one, in nats."""
+        each = self.value("assignment_entropy")
+        return None if each is None or self.full is None else max(self.full - each, 0.0)
+
+    def is_leaving(self) -> bool:
+        """Whether an output that was uniform is becoming less so: what began there, or fell there, and learns again."""
+        gap = self.gap()
+        if gap is None or self.full is None:
+            return False
+        return max(LEAVING * self.least_gap, LEAVING_FROM * self.full) <= gap <= LEAVING_TO * self.full
 
     def images(self) -> Sign | None:
         spread = self.value("pixel_spread")
@@ -150,7 +176,7 @@ class Watch:
         for reading, value in (self.degenerate | self.of_parts).items():
             part = reading.partition(": ")[0] if reading in self.of_parts else ""
             now = self.value(part or "loss")
-            if now is not None and abs(now - value) <= LOSS_NEAR * scale:
+            if now is not None and abs(now - value) <= LOSS_NEAR * scale and not (value > 0 and self.is_leaving()):
                 name, meaning = parts(reading.removeprefix(f"{part}: "))
                 return Sign("loss", f"the {part or 'loss'}{' loss' * bool(part)} stands at {now:.3f}{name}", meaning, self.lower())
         return None
@@ -166,11 +192,13 @@ class Watch:
     def lower(self) -> str:
         return "a lower learning rate or a longer warm-up" + (" of the teacher temperature" if self.full else "")
 
-    def assignment(self) -> Sign | None:
+    def assignment(self, is_late: bool) -> Sign | None:
+        """A full entropy, if the run did not begin with it or should have left it by now; or one prototype for all."""
         each, mean = self.value("assignment_entropy"), self.value("mean_entropy")
         if self.full is None or each is None or mean is None:
             return None
-        if each >= ENTROPY_FULL * self.full:
+        full = ENTROPY_FULL * self.full
+        if each >= full and not self.is_leaving() and (is_late or self.first("assignment_entropy") < full):
             return Sign("entropy", "the assignment entropy is full", "the output is uniform", self.lower())
         if mean <= ENTROPY_NONE * self.full:
             return Sign("entropy", f"the entropy of the mean assignment is {mean:.2g} of {self.full:.2f}",
@@ -200,16 +228,11 @@ class Watch:
     def still(self) -> Sign | None:
         """A loss that is where it began; one that rose counts only above all degenerate values: DINO's rises and it learns.
 
-        Without prototypes, whose entropy tells more, also a part of it that began at its degenerate value.
+        A part that is where it began while the whole falls is no sign: SiT on one image repeated was better for it in kNN
+        accuracy, and DeVAE paints the mean of all images before it uses its code.
         """
-        for reading, value in self.of_parts.items() if self.full is None else ():
-            part = reading.partition(": ")[0]
-            now = self.value(part)
-            if now is not None and value > 0 and all(abs(x - value) <= LOSS_NEAR * value for x in (now, self.first(part))):
-                return Sign("still", f"the {part} loss has not fallen since the start ({self.first(part):.3f})",
-                            "nothing is learned", OTHER)
         loss = self.value("loss")
-        if loss is None or (first := self.first("loss")) <= 0:
+        if loss is None or (first := self.first("loss")) <= 0 or self.is_leaving():
             return None
         if loss < (1 - LOSS_NEAR) * first or (loss > (1 + LOSS_NEAR) * first and not self.above()):
             return None
@@ -224,7 +247,8 @@ class Watch:
                     "a lower learning rate or a higher momentum of the teacher")
 
     def features(self) -> list[Sign]:
-        if not self.start or not self.health:
+        """Narrow features, unless labels show that they tell more than those of the start: MAE's do, at a sixth of the spread."""
+        if not self.start or not self.health or self.is_better():
             return []
         found, helps = [], "a lower learning rate or a smaller weight decay"
         spread, before = self.health["spread"], self.start["spread"]
@@ -237,6 +261,14 @@ class Watch:
                               "the features have lost most of their directions", helps))
         return found
 
+    def is_better(self) -> bool:
+        """Whether kNN accuracy is as many standard errors above the start as, below it, are a sign."""
+        now, before = self.health.get("knn_accuracy"), self.start.get("knn_accuracy")
+        if now is None or before is None:
+            return False
+        error = math.hypot(self.health.get("knn_error", 0.0), self.start.get("knn_error", 0.0))
+        return bool(now > before + KNN_ERRORS * error)
+
     def knn(self) -> Sign | None:
         now, before = self.health.get("knn_accuracy"), self.start.get("knn_accuracy")
         if now is None or before is None:
@@ -248,11 +280,11 @@ class Watch:
                     "training has made the features worse", "a lower learning rate or milder augmentation")
 
     def narrower(self) -> Sign | None:
-        """Where there are no labels: the rank is half of what it was at the start."""
+        """Where there are no labels: the rank is a third of what it was at the start."""
         if "knn_accuracy" in self.start or not self.start or not self.health:
             return None
         rank, before = self.health["rankme"], self.start["rankme"]
-        if rank > RANK_HALF * before:
+        if rank > RANK_KEPT * before:
             return None
         return Sign("rank", f"the features use {rank:.1f} directions by RankMe, {before:.1f} those of {self.of_start}",
                     "training has made them narrower", "a lower learning rate")
@@ -260,7 +292,7 @@ class Watch:
     def unlearned(self) -> Sign | None:
         """Where there are no labels: hardly any of an image's neighbours at the start is still one."""
         kept = self.health.get("neighbours_kept")
-        if kept is None or kept > NEIGHBOURS_LEFT:
+        if kept is None or kept > NEIGHBOURS_KEPT:
             return None
         return Sign("neighbours", f"{kept:.1%} of the nearest neighbours under {self.of_start} remain",
                     "what they told apart is no longer told", "a lower learning rate or a longer warm-up")
@@ -272,7 +304,11 @@ def parts(reading: str) -> tuple[str, str]:
     return (f" = {name}", meaning) if colon else ("", reading)
 
 
-def agreeing(signs: list[Sign]) -> tuple[Sign, Sign] | None:
-    """The most telling pair of which one is of ``AGREEING``; a loss that rose has not fallen, which is no second sign."""
-    return next(((one, two) for one, two in combinations(signs, 2)
-                 if {one.name, two.name} & set(AGREEING) and (one.name, two.name) != ("rise", "still")), None)
+def agreeing(signs: list[Sign]) -> tuple[Sign, ...]:
+    """The most telling pair of which one is of ``AGREEING``; a loss that rose has not fallen, which is no second sign.
+
+    Images that are all alike need no second: that is a fact about the input, which no healthy run shows on its way.
+    """
+    pair = next(((one, two) for one, two in combinations(signs, 2)
+                 if {one.name, two.name} & set(AGREEING) and (one.name, two.name) != ("rise", "still")), ())
+    return pair or tuple(sign for sign in signs if sign.name == "images")
