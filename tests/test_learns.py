@@ -54,14 +54,12 @@ LESSONS = {
 }
 
 
-# Not shown to learn, one run each with seed 0; the sabotages of both have not been run.
-# MC-SSL, 12,000 images, two local views, 256 prototypes that keep their start, hidden width 128: on the silhouettes (patch 7)
-# kNN 59.5 % against 51.3 of random weights with a teacher's temperature of 0.02 and momentum of 0.95, but on the way the spread
-# of its features fell to a fifth, of which the watch warns; at 0.04, 46.0 %, and 49.1 with momentum 0.99, less dropped and
-# larger crops. On the textures at 0.02 linear 75.3 % against 82.7, 77.1 with 0.3 dropped and nothing alien.
-# DeVAE: the lesson above reaches kNN 82.7 % against 49.2 (pixels 62.5), but still paints the mean of all images after 12,160 of
-# 60,000, of which the watch warns, and then says that it has passed; the test allows no warning.
-UNPROVEN = ("devae", "mcssl")
+# MC-SSL is not shown to learn. 12,000 images, two local views, 256 prototypes that keep their start, hidden width 128, seed 0, one
+# run each: on the silhouettes (patch 7) kNN 59.5 % against 51.3 of random weights with a teacher's temperature of 0.02 and momentum
+# of 0.95, but on the way the loss rose to more than twice its start and the spread of the features fell to a fifth, of which the
+# watch warns; 51.5 % at a rate of 3e-4, 49.9 at 5e-4 and momentum 0.98; at 0.04, 46.0 %, and 49.1 with momentum 0.99, less dropped
+# and larger crops. On the textures at 0.02 linear 75.3 % against 82.7, 77.1 with 0.3 dropped and nothing alien.
+UNPROVEN = ("mcssl",)
 SLOW = ("devae", "gmml", "mmc", "pseudo_mae")
 
 
