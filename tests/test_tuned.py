@@ -39,7 +39,7 @@ def test_an_interrupted_command_goes_on_and_leaves_a_backbone_with_its_head(text
     code, out, err = say(capsys, *command)
     assert code == 0, err
     assert out.count("going on after") == 2 and "random weights are left out" in out
-    assert not (folder / "finetuning").exists() and len(json.loads((folder / "evaluations.json").read_text())) == 4
+    assert not (folder / "finetuning").exists() and len(json.loads((folder / "evaluations.json").read_text())) == 6
     tuned = load(folder / "finetuned")
     assert tuned.head.classes == ("across", "checks", "diagonal", "dots", "upright") and "on 600 images of" in tuned.head.said
     assert tuned.info["labels"] == "class" and not torch.equal(tuned.encoder.model.norm.weight, encoder.model.norm.weight)

@@ -202,4 +202,5 @@ def test_rank_needs_no_labels_and_ood_other_images():
 
 def test_the_table_of_the_documentation_is_that_of_the_code():
     text = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
-    assert re.findall(r"^\| `([a-z-]+-v\d+)` \|", text, re.MULTILINE) == [*PROTOCOLS, "finetune-v1"]
+    first = text.partition("\n## ")[0]  # later tables show numbers
+    assert re.findall(r"^\| `([a-z-]+-v\d+)` \|", first, re.MULTILINE) == [*PROTOCOLS, "finetune-v1"]
