@@ -17,14 +17,10 @@ import shlex
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -37,8 +33,6 @@ ONE = "mae"  # the backbone that every protocol is shown of
 SUBSET = "--train train-10k.parquet --test test-2k.parquet"
 CAMVID = "--train camvid.zip --test camvid.zip --protocol segment-v1 --protocol patch-prompt-v1 --void 11"
 POOLED = ("knn-v1", "linear-v1", "logistic-v1", "fewshot-v1", "nearest-mean-v1", "retrieval-v1", "rank-v1")
-CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
-COVERED = 0.01  # share of an image that a class must cover to be a label of it
 SHOWN = {  # protocol: the metrics of the table
     "knn": ("accuracy", "accuracy (standardised)"), "linear": ("accuracy",), "logistic": ("accuracy",),
     "fewshot": ("accuracy (1 a class)", "accuracy (16 a class)", "accuracy (1% of the labels)", "accuracy (10% of the labels)"),
@@ -73,7 +67,7 @@ def commands(step: str, only: str) -> list[str]:
         "protocols": [untrained(), *(evaluating(run, what) for what in (
             *(f"{SUBSET} --protocol {name}" for name in POOLED),
             f"{SUBSET} --protocol ood-v1 --ood animals-val.parquet",
-            "--train camvid-labels.parquet --test camvid-labels.parquet --label labels --protocol multilabel-v1",
+            "--train camvid.zip --test camvid.zip --protocol multilabel-v1 --void 11",
             "--train dsprites:2000:1 --test dsprites:1000:2 --protocol disentangle-v1") for run in (ONE, "random")),
             evaluating(ONE, CAMVID)],
         "masks": [evaluating(name, CAMVID) for name in DENSE],
@@ -92,21 +86,6 @@ def lay_out(data: Path, work: Path) -> None:
     for out, source, rows in (("train-10k", "train", 10_000), ("test-2k", "test", 2_000)):
         if not (work / f"{out}.parquet").exists():
             pq.write_table(pq.read_table(work / f"cifar10-{source}.parquet").slice(0, rows), work / f"{out}.parquet")
-    if not (work / "camvid-labels.parquet").exists():
-        pq.write_table(several_labels(work / "camvid.zip"), work / "camvid-labels.parquet")
-
-
-def several_labels(archive: Path) -> pa.Table:
-    """CamVid with a column of 0 and 1 for each class: whether it covers ``COVERED`` of the image or more."""
-    rows = []
-    with zipfile.ZipFile(archive) as held:
-        for name in sorted(n for n in held.namelist() if "/images/" in n and n.endswith(".jpg")):
-            mask = cv2.imdecode(np.frombuffer(held.read(name.replace("/images/", "/masks/").replace(".jpg", ".png")), np.uint8),
-                                cv2.IMREAD_UNCHANGED)
-            share = np.bincount(mask.ravel(), minlength=len(CLASSES) + 1)[: len(CLASSES)] / mask.size
-            rows.append({"image": {"bytes": held.read(name), "path": name}, "split": name.split("/")[-3],
-                         **{label: int(s >= COVERED) for label, s in zip(CLASSES, share, strict=True)}})
-    return pa.Table.from_pylist(rows)
 
 
 def measure(line: str, work: Path) -> dict[str, Any]:

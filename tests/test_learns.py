@@ -60,11 +60,7 @@ LESSONS = {
 # watch warns; 51.5 % at a rate of 3e-4, 49.9 at 5e-4 and momentum 0.98; at 0.04, 46.0 %, and 49.1 with momentum 0.99, less dropped
 # and larger crops. On the textures at 0.02 linear 75.3 % against 82.7, 77.1 with 0.3 dropped and nothing alien.
 UNPROVEN = ("mcssl",)
-SLOW, SLOWEST = ("gmml", "mmc", "pseudo_mae"), ("devae",)
-
-
-def marks(name: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] * (name in SLOW) + [pytest.mark.slowest] * (name in SLOWEST)
+SLOW = ("devae", "gmml", "mmc", "pseudo_mae")
 
 
 def train(name: str, textures: Path, out: Path, more: tuple[str, ...] = ()) -> daybreak.Run:
@@ -88,7 +84,7 @@ def learns(run: daybreak.Run, protocol: str, other: str = "random") -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in base.names()
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in base.names()
                                   if name not in UNPROVEN])
 def test_features_beat_random_weights_and_pixels(name, noisy_textures, tmp_path):
     run, lesson = train(name, noisy_textures, tmp_path / "run"), LESSONS[name]
@@ -136,7 +132,7 @@ SABOTAGES = {"zero": loss_times_zero, "detached": detached_encoder, "permuted": 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name, sabotage", [*(("simclr", kind) for kind in SABOTAGES), ("mae", "permuted"),
-                                            pytest.param("devae", "permuted", marks=pytest.mark.slowest)])
+                                            pytest.param("devae", "permuted", marks=pytest.mark.slow)])
 def test_sabotage_does_not_learn(name, sabotage, noisy_textures, tmp_path, monkeypatch):
     """A method that learns from pairs, one from hidden pixels, one from all of them; the others are made of the first two.
 

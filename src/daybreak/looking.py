@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor, nn
 
 from .compare import Row, compare_runs, keep_results, told
 from .config import fill, merge, parse_override
@@ -133,12 +134,7 @@ def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protoco
                    seed: int, device: str, console: Console) -> tuple[list[Result], list[Skipped]]:
     """Numbers of one vector an image, for images of the bank and queries."""
     sets = sets if ood is None else [*sets, open_images(ood, channels=backbone.channels)]
-    vectors = []
-    for images in sets:
-        found, sentence = kept_features(folder / "features", backbone.encoder, images, size=backbone.size, device=device,
-                                        mean=backbone.mean, std=backbone.std)
-        console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
-        vectors.append(found)
+    vectors = vectors_of(sets, backbone.encoder, folder, backbone, device, console)
     bank, queries = sets[:2]
     chosen, views = tuple(protocols or default(bank.labels)), None
     if "rank-v1" in chosen and len(bank) > 1:
@@ -159,6 +155,18 @@ def measure_pooled(folder: Path, backbone: Backbone, sets: list[Images], protoco
     return results, skipped
 
 
+def vectors_of(sets: Sequence[Images], encoder: nn.Module, folder: Path, backbone: Backbone, device: str,
+               console: Console) -> list[Tensor]:
+    """The vectors (N, D) of each set by ``encoder``, on images as the backbone wants them; kept in the run's folder."""
+    vectors = []
+    for images in sets:
+        found, sentence = kept_features(folder / "features", encoder, images, size=backbone.size, device=device,
+                                        mean=backbone.mean, std=backbone.std)
+        console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
+        vectors.append(found)
+    return vectors
+
+
 def has_several(images: Images) -> bool:
     return images.labels is not None and images.labels.kind == "multi"
 
@@ -173,12 +181,7 @@ def measure_present(folder: Path, backbone: Backbone, sets: list[Images], void: 
     encoders, skipped = random_beside(folder, backbone, (MULTILABEL,), device)
     results: list[Result] = []
     for name, encoder in encoders.items():
-        vectors = []
-        for images in sets:
-            found, sentence = kept_features(folder / "features", encoder, images, size=backbone.size, device=device,
-                                            mean=backbone.mean, std=backbone.std)
-            console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
-            vectors.append(found)
+        vectors = vectors_of(sets, encoder, folder, backbone, device, console)
         more = evaluate_features(vectors[0], bank, vectors[1], queries, protocols=(MULTILABEL,), backbone=name, data=data,
                                  test_data=test_data, seed=seed, bank_groups=sets[0].groups, query_groups=sets[1].groups,
                                  backbone_hash=fingerprint(encoder))
@@ -215,12 +218,7 @@ def measure_factors(folder: Path, backbone: Backbone, sets: list[Images], seed: 
     factors = [{name: held.take(images.indices) for name, held in images.source.labels.items()} for images in sets]
     for name, (encoder, latent) in networks.items():
         network = (encoder if latent is None else Means(encoder, latent)).to(device)
-        codes = []
-        for images in sets:
-            found, sentence = kept_features(folder / "features", network, images, size=backbone.size, device=device,
-                                            mean=backbone.mean, std=backbone.std)
-            console.print(f"{images.source.path}: {sentence}", soft_wrap=True, highlight=False)
-            codes.append(found)
+        codes = vectors_of(sets, network, folder, backbone, device, console)
         numbers, left = evaluate_factors(codes[0], factors[0], codes[1], factors[1], backbone=name, data=sets[0].fingerprint,
                                          test_data=sets[1].fingerprint, seed=seed, backbone_hash=fingerprint(encoder))
         results, skipped = results + numbers, skipped + left

@@ -73,6 +73,7 @@ def test_what_can_not_be_cut_comes_back_as_it_is():
     for kind, data in kinds.items():
         same, *rest = cut(data, 10, 10, 20, 20)
         assert same is data and rest == [0, 0, True], kind
+    assert not cut(whole, 70, 70, 20, 20)[3] and cut(whole, 80, 70, 20, 20)[3]  # a box that goes beyond the image
 
 
 def test_the_loader_makes_the_same_views_of_a_pack_as_whole_images_give(tmp_path):

@@ -20,13 +20,15 @@ def cut(data: np.ndarray, top: int, left: int, height: int, width: int) -> tuple
     """Return a JPEG that holds this box of the JPEG ``data`` (n,) uint8, the row and column it begins at, and False.
 
     Inside the box its pixels are those of the whole, bit for bit.  It begins at or before the box and ends at or
-    behind it.  What has no restart marker after every unit, is progressive, turned by Exif, damaged, no JPEG, or nearly
-    all inside the box comes back as it is, with 0, 0 and True: it is the whole.
+    behind it.  What has no restart marker after every unit, is progressive, turned by Exif, damaged, no JPEG, smaller
+    than the box says, or nearly all inside it comes back as it is, with 0, 0 and True: it is the whole.
     """
     found = _scan(data)
     if found is None:
         return data, 0, 0, True
     frame, scan, full_height, full_width, tall, wide = found
+    if top + height > full_height or left + width > full_width:
+        return data, 0, 0, True
     first, begin = max(top - MARGIN, 0) // tall, max(left - MARGIN, 0) // wide  # in units, as are the next
     last = -(-min(top + height + MARGIN, full_height) // tall)
     end = -(-min(left + width + MARGIN, full_width) // wide)
