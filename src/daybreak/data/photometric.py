@@ -18,7 +18,7 @@ from .philox import Random
 from .views import View
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, rounded as torchvision rounds it
-CHUNK_VALUES = 600_000  # 2.4 MB of float32, which stay in a CPU's cache from first to last operation
+CHUNK_VALUES = 600_000  # 2.4 MB of float32, which stay in a CPU's cache from first to last of many operations
 LARGE_IMAGE = 40_000  # values from which images one by one, in place, are faster than a copy of them all
 
 Operation = Callable[[Tensor, Tensor], Tensor]
@@ -50,7 +50,7 @@ def augment(
     is_changed = any((*view.color, view.gray, view.blur, view.solarize))
     draws = _draw(view, random, view_index) if is_changed else {}
     full = 65535 if images.dtype == torch.uint16 else 255
-    chunk = max(1, CHUNK_VALUES // (channels * height * width)) if images.is_cpu else batch
+    chunk = max(1, CHUNK_VALUES // (channels * height * width)) if images.is_cpu and is_changed else batch
     for start in range(0, batch, chunk):
         rows = slice(start, start + chunk)
         part, unit = output[rows].copy_(images[rows]), full
