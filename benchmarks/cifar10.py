@@ -27,7 +27,7 @@ import torch
 from daybreak.compare import NO_SHARES
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("mae", "simclr", "mmc", "sit", "gmml", "pseudo_mae", "dino", "hydra", "mcssl")
+METHODS = ("mae", "simclr", "sit", "mmc", "gmml", "dino", "pseudo_mae", "mcssl", "hydra")
 DENSE = ("mae", "simclr", "sit", "mmc")  # methods that are judged by masks, and fine-tuned
 ONE = "mae"  # the backbone that every protocol is shown of
 SUBSET = "--train train-10k.parquet --test test-2k.parquet"

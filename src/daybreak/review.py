@@ -22,6 +22,7 @@ from .evaluate.knn import nearest_others, neighbours_kept
 from .evaluate.metrics import HEADLINES
 from .evaluate.protocols import Result, Skipped, default, evaluate_features, evaluate_scores
 from .evaluate.rank import rank_v1, rankme, spread
+from .explain.clusters import Cluster, clusters
 from .explain.neighbours import neighbours
 from .explain.projection import project
 from .export.backbone import Backbone, load, write_backbone
@@ -32,6 +33,7 @@ from .runs import defaults_of, make_encoder
 from .train.loop import Outcome, on_device
 from .train.timing import Spans
 
+GROUPED = 1000  # images that are sorted by prototypes
 PIXEL_SIDE = 32  # raw pixels are compared at most at this size; more of them only costs time
 
 
@@ -159,9 +161,30 @@ def look(method: Method, config: RunConfig, split: Split, fabric: Fabric, folder
         reconstructions = [{"caption": picture.caption, "columns": picture.columns,
                             "rows": [[visible(i) for i in row] for row in picture.rows]}]
     return Looks(
+        clusters=group(method, config, split, fabric) if pictures else None,
         command=(folder / "command.txt").read_text().strip(), differences=difference(config, defaults_of(config)), notes=notes,
         neighbours=neighbours(queries, bank, split.queries, split.bank) if pictures else None,
         projection=project(queries, split.queries, pictures=pictures, seed=config.seed), reconstructions=reconstructions)
+
+
+class Assigning(torch.nn.Module):
+    """A method whose ``pooled`` are the scores of its prototypes (B, K): what ``features`` can read."""
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.method = method
+
+    def pooled(self, images: torch.Tensor) -> torch.Tensor | None:
+        return self.method.assignments(images)
+
+
+def group(method: Method, config: RunConfig, split: Split, fabric: Fabric) -> list[Cluster] | None:
+    """What the prototypes of a method stand for, by queries evenly spaced over theirs; None of a method without."""
+    if type(method).assignments is Method.assignments:
+        return None
+    few = split.queries.subset(np.linspace(0, len(split.queries) - 1, min(GROUPED, len(split.queries))).astype(int))
+    return clusters(features(Assigning(method), few, size=method.backbone.image_size, device=fabric.device, mean=split.train.mean,
+                             std=split.train.std, precision=config.training.precision, threads=config.data.threads), few)
 
 
 def draw(method: Method, config: RunConfig, images: Images, fabric: Fabric, count: int = 8) -> Picture | None:

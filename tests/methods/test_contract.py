@@ -127,8 +127,20 @@ def test_pictures_are_rows_of_images(name):
     with torch.no_grad():
         picture = method.picture(batch, step_for(batch))
     if picture is not None:
-        assert len(picture.rows) == len(batch.index)
-        assert all(len(row) == len(picture.columns) and all(i.shape == (3, 16, 16) for i in row) for row in picture.rows)
+        assert len(picture.rows) in (len(batch.index), 1)  # of each image, or of the method
+        shape = (3, 16, 16) if len(picture.rows) > 1 else (3, 128, 128)
+        assert all(len(row) == len(picture.columns) and all(i.shape == shape for i in row) for row in picture.rows)
+
+
+@pytest.mark.parametrize("name", base.names())
+def test_images_are_sorted_by_the_prototypes_there_are(name):
+    method, batch = tiny_method(name).eval(), noise_batch(tiny_method(name))
+    with torch.no_grad():
+        scores = method.assignments(batch.images[0])
+    prototypes = getattr(method.config, "prototypes", None)
+    assert (scores is None) == (prototypes is None)
+    if scores is not None:
+        assert scores.shape == (len(batch.index), prototypes) and scores.isfinite().all() and scores.std(0).max() > 0
 
 
 def test_an_unknown_method_is_refused_with_the_nearest():

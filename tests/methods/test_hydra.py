@@ -91,6 +91,35 @@ def test_both_views_of_an_image_have_one_pair_and_all_images_count_as_keys():
         assert float(method(batch, step).value) == pytest.approx(expected, rel=1e-4)
 
 
+def test_without_gates_and_with_identical_pairs_it_is_supervised_contrast():
+    method = tiny_method("hydra", gated=False, pairs="identical")
+    batch = noise_batch(method, 12)
+    with torch.no_grad():
+        z = method.head(method.encoder.pooled(torch.cat(batch.images))).tolist()
+        found = float(method(batch, step_for(batch)).value)
+    labels = batch.labels.tolist() * 2
+    scores = [[sum(x * y for x, y in zip(unit(a), unit(b), strict=True)) / 0.1 for b in z] for a in z]
+    against = [sum(math.exp(scores[i][k]) for k in range(24) if labels[k] != labels[i]) for i in range(24)]
+    terms = [math.log(math.exp(scores[i][j]) + against[i]) - scores[i][j]
+             for i in range(24) for j in range(24) if i != j and labels[i] == labels[j]]
+    assert found == pytest.approx(sum(terms) / len(terms), rel=1e-4) and not hasattr(method.gate, "mlp")
+
+
+def test_the_picture_shows_the_pairs_of_classes():
+    """A pair is as open as its gate says, at its place, and from both sides; without a gate there is nothing to show."""
+    method = tiny_method("hydra").eval()
+    batch = noise_batch(method, 12)
+    with torch.no_grad():
+        opened, alike = method.picture(batch, step_for(batch)).rows[0]
+        gates = [[float(method.gate(torch.tensor([a]), torch.tensor([b])).mean()) for b in range(4)] for a in range(4)]
+    shown = [[float(opened[0, 32 * a + 16, 32 * b + 16]) for b in range(4)] for a in range(4)]
+    low, high = min(map(min, gates)), max(map(max, gates))
+    assert shown == [[pytest.approx((x - low) / (high - low), abs=1e-4) for x in row] for row in gates]
+    assert torch.allclose(alike[0], alike[0].T) and float(alike[0].diagonal().min()) == pytest.approx(1, abs=1e-5)
+    without = tiny_method("hydra", gated=False)
+    assert without.picture(batch, step_for(batch)) is None
+
+
 @pytest.mark.parametrize("pairs", ["arbitrary", "identical", "distinct"])
 def test_partners_are_of_the_kind_that_is_asked_for(pairs):
     method = tiny_method("hydra", pairs=pairs)

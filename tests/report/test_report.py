@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from daybreak.explain.clusters import Cluster
 from daybreak.explain.neighbours import Neighbours
 from daybreak.explain.projection import Projection
 from daybreak.explain.thumbnails import Thumbnail
@@ -31,6 +32,7 @@ def some_looks(name="cat", side=32):
         command=f"daybreak pretrain {name}", differences=[("method.mask_ratio", 0.6, 0.7), ("data.path", "", name)],
         notes=[f"a note on {name}"], neighbours=[Neighbours(thumbnail(), [thumbnail()] * 3, [0.9, 0.8, 0.7])] * 4,
         projection=Projection(points, "t-SNE.", [f"{name}/{i}" for i in range(50)], [name] * 50, [(0, thumbnail())]),
+        clusters=[Cluster(3, 5, 9, [thumbnail()] * 3)],
         reconstructions=[{"caption": name, "columns": [name, "restored"],
                           "rows": [[thumbnail().image, thumbnail().image]] * 3}])
 

@@ -123,6 +123,10 @@ class Method(nn.Module):
         """Something to look at, from a batch of augmented views."""
         return None
 
+    def assignments(self, images: Tensor) -> Tensor | None:
+        """Scores (B, K) of a method's prototypes for whole images (B, C, H, W), the highest being an image's own."""
+        return None
+
     @property
     def backbone(self) -> Encoder:
         """The encoder that is evaluated and exported."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from ..config import Count, Range, Share
 from ..nn.losses import cross_views, entropy
@@ -63,6 +64,9 @@ class DINO(Method):
 
     def taught(self) -> dict:
         return {"encoder": self.encoder, "head": self.head}
+
+    def assignments(self, images: Tensor) -> Tensor:
+        return self.teacher["head"](self.teacher["encoder"].pooled(images)) - self.centre.value
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         config = self.config

@@ -23,8 +23,9 @@ from ..errors import Refused
 from ..nn.heads import BatchNorm, initialise_linear
 from ..nn.losses import fp32, gather, masked_mean, rank, sizes_over_ranks
 from ..nn.masking import partners
-from .base import Batch, Encoder, Loss, Method, Step, Training, View, register
+from .base import Batch, Encoder, Loss, Method, Picture, Step, Training, View, register
 
+SHOWN, SIDE = 64, (128, 128)  # classes in the picture of their relations, and its pixels
 NONE = -1e4  # the logit of a key that is no negative: far below any other, and finite, so that its gradient is 0 and not NaN
 
 
@@ -32,6 +33,7 @@ NONE = -1e4  # the logit of a key that is no negative: far below any other, and 
 class Config:
     classes: Annotated[int, Range(2)] | None = None  # of the labels; None: as many as the data have
     pairs: Literal["arbitrary", "identical", "distinct"] = "arbitrary"  # the partner's class: of another image, one's own, another
+    gated: bool = True  # False: every dimension is open to every pair; with identical pairs that is supervised contrast
     gate_first: bool = False  # gate, then normalise (the older form), instead of normalise, then gate
     temperature: Annotated[float, Range(0.01, 10)] = 0.1
     hidden: Count = 2048  # width of the middle layer of the head
@@ -61,14 +63,16 @@ class Hydra(Method):
             nn.Linear(config.hidden, config.output, bias=False), nn.LayerNorm(config.output),
         )
         self.head.apply(initialise_linear)
-        self.gate = Gate(config.classes, config.output, embedding=config.embedding, hidden=config.gate_hidden)
+        self.gate = (Gate(config.classes, config.output, embedding=config.embedding, hidden=config.gate_hidden)
+                     if config.gated else None)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         config, labels = self.config, batch.labels  # (B,), -1: unknown
         assert labels is not None
         other = self.partner_classes(labels, step)  # (B,)
-        gates = self.gate(labels.clamp(min=0), other.clamp(min=0))  # (B, E), one for both views of an image
         z = self.head(self.encoder.pooled(torch.cat(batch.images)))  # (2B, E)
+        gates = (self.gate(labels.clamp(min=0), other.clamp(min=0)) if self.gate is not None  # (B, E), one for both views
+                 else z.new_ones(len(labels), config.output))
         loss = pair_contrast(z, gates.repeat(2, 1), labels.repeat(2), other.repeat(2), config.temperature, config.gate_first)
         g = gates.detach().float()
         doubt = (torch.special.entr(g) + torch.special.entr(1 - g)).mean()
@@ -86,6 +90,23 @@ class Hydra(Method):
 
     def degenerate(self) -> dict[str, float]:
         return {"0: the batch holds no class beside the pair's": 0.0}
+
+    def picture(self, batch: Batch, step: Step) -> Picture | None:
+        """How the gate relates the first classes: maps of (classes, classes), one row."""
+        if self.gate is None:
+            return None
+        classes = torch.arange(min(self.gate.embedding.num_embeddings, SHOWN), device=batch.images[0].device)
+        one, two = torch.cartesian_prod(classes, classes).T
+        gates = self.gate(one, two).float().unflatten(0, (len(classes), -1))  # (L, L, E)
+        away = F.normalize(gates.diagonal().T - gates.mean((0, 1)), dim=-1)  # (L, E), of each class paired with itself
+        opened, alike = gates.mean(-1), away @ away.T
+        maps = [F.interpolate(((x - x.min()) / (x.max() - x.min()).clamp(min=1e-6))[None, None], SIDE)[0].expand(3, -1, -1)
+                for x in (opened, alike)]
+        return Picture(f"Pairs of classes in the order of their names, the first {len(classes)} at most, from the top and from the "
+                       f"left. Left: share of the dimensions that the gate opens, {float(opened.min()):.2f} black to "
+                       f"{float(opened.max()):.2f} white. Right: cosine of the gates of two classes, less their mean, "
+                       f"{float(alike.min()):.2f} to {float(alike.max()):.2f}.",
+                       ["open to the pair", "alike"], [maps], normalised=False)
 
 
 class Gate(nn.Module):

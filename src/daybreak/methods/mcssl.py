@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..config import Count, Positive, Range, Share
 from ..nn.heads import Reconstruction
@@ -86,6 +87,9 @@ class MCSSL(Method):
 
     def taught(self) -> dict:
         return {"encoder": self.encoder, "head": self.head}
+
+    def assignments(self, images: Tensor) -> Tensor:
+        return self.teacher["head"].classes(self.teacher["encoder"].pooled(images)) - self.class_centre.value
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         config, head, teacher = self.config, self.head, self.teacher

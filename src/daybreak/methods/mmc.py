@@ -76,6 +76,9 @@ class MMC(Method):
     def taught(self) -> dict:
         return {"encoder": self.encoder, "head": self.head, "contrast": self.contrast}
 
+    def assignments(self, images: Tensor) -> Tensor:
+        return self.teacher["head"](self.teacher["encoder"].pooled(images)) - self.class_centre.value
+
     def forward(self, batch: Batch, step: Step) -> Loss:
         config, teacher = self.config, self.teacher
         clean = torch.cat(batch.images)  # (2B, C, H, W)

@@ -114,6 +114,10 @@ class PseudoMAE(Method):
         patches = self.reconstructor["encoder"].tokens(images).patches.float()
         return F.layer_norm(patches, patches.shape[-1:])  # without gain: a constant target would be a way to collapse
 
+    def assignments(self, images: Tensor) -> Tensor:
+        whole = self.labeller["encoder"].tokens(images)
+        return self.labeller["head"].classes(class_token(whole)) - self.class_centre.value
+
     def before_update(self, step: Step) -> None:
         if step.progress < self.config.freeze_prototypes:
             self.head.class_prototypes.weight.grad = self.head.data_prototypes.weight.grad = None

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from ..data.sources import printable
 from ..evaluate.metrics import HEADLINES
+from ..explain.clusters import Cluster
 from ..explain.neighbours import Neighbours
 from ..explain.projection import Projection
 from ..explain.thumbnails import png, shrink
@@ -60,6 +61,7 @@ class Looks:
     notes: list[str] = field(default_factory=list)  # sentences
     neighbours: list[Neighbours] | None = None
     projection: Projection | None = None
+    clusters: list[Cluster] | None = None
     # Each has a caption, columns (names) and rows (lists of (h, w, c) uint8 images, one a column).
     reconstructions: list[dict[str, Any]] | None = None
 
