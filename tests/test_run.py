@@ -190,11 +190,12 @@ def test_without_labels_health_and_pictures_still_come(textures, tmp_path):
     flat.mkdir()
     for i, path in enumerate(sorted(textures.glob("*/*.png"))[:200]):
         (flat / f"{i}.png").write_bytes(path.read_bytes())
-    run = daybreak.pretrain(flat, method="mae", images=320, batch_size=32, out=tmp_path / "run",
-                            overrides=["encoder.width=64", "encoder.depth=1"])
+    run = daybreak.pretrain(flat, method="pseudo_mae", images=320, batch_size=32, out=tmp_path / "run", overrides=[
+        "encoder.width=64", "encoder.depth=1", "method.prototypes=16", "method.hidden=32"])
     assert not [r for r in run.results if r.protocol in ("knn", "linear")]
     assert {r.metric for r in run.results} >= {"rankme", "spread"}
-    assert "no labels" in (run.folder / "report.html").read_text()
+    page = (run.folder / "report.html").read_text()
+    assert "no labels" in page and 'id="clusters"' in page and page.count(" images</small>") >= 1
 
 
 def test_a_method_that_learns_from_labels_refuses_images_without(textures, tmp_path, capsys):
