@@ -1,6 +1,6 @@
 """What methods and protocols measure on CIFAR-10 and CamVid: commands, run one by one, and their numbers in one file.
 
-    python benchmarks/cifar10.py pretrain --data DATA --work WORK --json benchmarks/results/cifar10_cpu.json
+    python benchmarks/cifar10.py pretrain|hydra --data DATA --work WORK --json benchmarks/results/cifar10_cpu.json
     python benchmarks/cifar10.py protocols|masks|finetune --data DATA --work WORK --json benchmarks/results/cifar10_cpu.json
     python benchmarks/cifar10.py tables --json benchmarks/results/cifar10_cpu.json
 
@@ -28,7 +28,11 @@ from daybreak.compare import NO_SHARES
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("mae", "simclr", "sit", "mmc", "gmml", "dino", "pseudo_mae", "mcssl", "hydra")
-DENSE = ("mae", "simclr", "sit", "mmc")  # methods that are judged by masks, and fine-tuned
+DENSE = ("mae", "simclr", "sit", "mmc")  # methods that are judged by masks
+TWINS = {  # of Hydra: other pairs, no gate
+    "supcon": " --set method.pairs=identical --set method.gated=false",
+    "forced": " --set method.pairs=arbitrary --set method.gated=false",
+}
 ONE = "mae"  # the backbone that every protocol is shown of
 SUBSET = "--train train-10k.parquet --test test-2k.parquet"
 CAMVID = "--train camvid.zip --test camvid.zip --protocol segment-v1 --protocol patch-prompt-v1 --void 11"
@@ -44,9 +48,16 @@ SHOWN = {  # protocol: the metrics of the table
 }
 
 
-def pretraining(name: str) -> str:
-    return (f"daybreak pretrain cifar10-train.parquet --val cifar10-test.parquet --recipe recipes/{name}_micro_cifar10.toml "
-            f"--minutes 9 --seed 0 --on-collapse warn --no-pictures --out runs/{name}")
+def pretraining(name: str, more: str = "", out: str = "") -> str:
+    """A run of a method that is compared with others; ``out`` names it, the method if it is empty."""
+    return (f"daybreak pretrain train-10k.parquet --val test-2k.parquet --recipe recipes/{name}_micro_cifar10.toml{more} "
+            f"--minutes 6 --seed 0 --on-collapse warn --no-pictures --out runs/{out or name}-10k")
+
+
+def of_one() -> str:
+    """The run whose backbone every protocol is shown of."""
+    return (f"daybreak pretrain cifar10-train.parquet --val cifar10-test.parquet --recipe recipes/{ONE}_micro_cifar10.toml "
+            f"--minutes 9 --seed 0 --on-collapse warn --no-pictures --out runs/{ONE}")
 
 
 def untrained() -> str:
@@ -64,15 +75,16 @@ def commands(step: str, only: str) -> list[str]:
     """The commands of a step, in order; ``only`` is a part of those wanted."""
     found: dict[str, Iterable[str]] = {
         "pretrain": [pretraining(name) for name in METHODS],
-        "protocols": [untrained(), *(evaluating(run, what) for what in (
+        "hydra": [pretraining("hydra", more, f"hydra-{out}") for out, more in TWINS.items()],
+        "protocols": [of_one(), untrained(), *(evaluating(run, what) for what in (
             *(f"{SUBSET} --protocol {name}" for name in POOLED),
             f"{SUBSET} --protocol ood-v1 --ood animals-val.parquet",
             "--train camvid.zip --test camvid.zip --protocol multilabel-v1 --void 11",
             "--train dsprites:2000:1 --test dsprites:1000:2 --protocol disentangle-v1") for run in (ONE, "random")),
             evaluating(ONE, CAMVID)],
-        "masks": [evaluating(name, CAMVID) for name in DENSE],
-        "finetune": [evaluating(name, f"{SUBSET} --protocol finetune-v1 --share 0.01 --share 0.1 --set finetune.epochs=20"
-                                + ("" if name == ONE else " --set finetune.scratch=false")) for name in DENSE],
+        "masks": [evaluating(f"{name}-10k", CAMVID) for name in DENSE],
+        "finetune": [evaluating(f"{name}-10k", f"{SUBSET} --protocol finetune-v1 --share 0.01 --share 0.1 --set finetune.epochs=20"
+                                + ("" if name == ONE else " --set finetune.scratch=false")) for name in METHODS],
     }
     return [line for line in found[step] if only in line]
 
@@ -180,7 +192,7 @@ def masks_table(record: dict) -> str:
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     wanted = [("segment", "mIoU"), ("segment", "pixel accuracy"), *(("patch-prompt", f"{metric}{less}") for metric in (
         "mIoU", "overlap", "AUROC") for less in ("", " (less mean)"))]
-    done = [name for name in DENSE if evaluating(name, CAMVID) in record["measured"]]
+    done = [f"{name}-10k" for name in DENSE if evaluating(f"{name}-10k", CAMVID) in record["measured"]]
     others = [("random", "random weights"), ("pixels", "raw pixels"), ("constant", "a constant")]
     for name, backbone, said in [*((n, "trained", f"`{n}`") for n in done), *((done[0], *o) for o in others if done)]:
         cells = [number(record, evaluating(name, CAMVID), *key, backbone) for key in wanted]
@@ -206,7 +218,7 @@ TABLES = {"methods": methods_table, "protocols": protocols_table, "masks": masks
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("pretrain", "protocols", "masks", "finetune", "tables"))
+    parser.add_argument("step", choices=("pretrain", "hydra", "protocols", "masks", "finetune", "tables"))
     parser.add_argument("--only", default="", help="part of a command")
     parser.add_argument("--most", type=int, default=1000, help="commands run in this call")
     parser.add_argument("--data", type=Path, help="folder of the images")

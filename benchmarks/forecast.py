@@ -1,8 +1,9 @@
 """What a plan foretells against what a run then takes: memory and speed, each in a process of its own.
 
-    python benchmarks/forecast.py --data IMAGES [--json FILE]
+    python benchmarks/forecast.py --data IMAGES [--rounds 3] [--json FILE]
 
-The forecast tries batches of at most a quarter of the real one; the run then makes whole steps at the real batch.
+The forecast tries batches of at most a quarter of the real one; the run then makes whole steps at the real batch. Forecast and
+run take turns, so that a machine whose speed wavers does so under both; shown are the medians over the rounds.
 """
 
 import argparse
@@ -77,15 +78,18 @@ def apart(function, case, data: str):
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", required=True)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of forecast and run")
     parser.add_argument("--json")
     arguments = parser.parse_args()
     rows = []
     for case in CASES:
-        speed, memory, tried, seconds = apart(foretell, case, arguments.data)
-        real_speed, real_memory = apart(measure, case, arguments.data)
+        turns = [(*apart(foretell, case, arguments.data), *apart(measure, case, arguments.data)) for _ in range(arguments.rounds)]
+        speed, seconds, real_speed = (statistics.median(turn[i] for turn in turns) for i in (0, 3, 4))
+        memory, real_memory = (None if turns[0][i] is None else statistics.median(turn[i] for turn in turns) for i in (1, 5))
+        tried, speeds = turns[0][2], [{"foretold": turn[0], "real": turn[4]} for turn in turns]
         rows.append({"method": case[0], "encoder": case[1], "image_size": case[2], "batch": case[3], "tried": tried,
                      "foretold_images_per_second": speed, "images_per_second": real_speed, "foretold_bytes": memory,
-                     "bytes": real_memory, "seconds_with_start": seconds})
+                     "bytes": real_memory, "seconds_with_start": seconds, "images_per_second_by_round": speeds})
         said = f"{memory / 2**20:,.0f} / {real_memory / 2**20:,.0f} MiB ({memory / real_memory - 1:+.0%})" if memory else "not told"
         print(f"{case[0]:8} {case[1]:10} {case[2]:3} px, batch {case[3]:4}: foretold / real {speed:,.0f} / {real_speed:,.0f} "
               f"images/s ({speed / real_speed - 1:+.0%}), memory {said}")

@@ -39,6 +39,10 @@ LESSONS = {
     "mmc": Lesson(10000, ("method.prototypes=256", "method.hidden=128", "method.contrast_hidden=128", "method.momentum=0.99",
                           "method.freeze_prototypes=1.0", "method.teacher_temperature=0.04",
                           "method.final_teacher_temperature=0.04")),
+    "mcssl": Lesson(24000, ("method.prototypes=256", "method.hidden=128", "method.local_views=0", "method.global_scale=[0.4, 1.0]",
+                            "method.momentum=0.99", "method.freeze_class_prototypes=1.0", "method.freeze_data_prototypes=1.0",
+                            "method.teacher_temperature=0.04", "method.final_teacher_temperature=0.04",
+                            "method.data_weight=0.3")),
     "gmml": Lesson(24000, ("encoder.patch_size=7", "method.fill=zeros", "method.drop=0.5"), on_textures=False, protocol="knn",
                    beats_pixels=False),
     "pseudo_mae": Lesson(24000, ("encoder.patch_size=7", "method.prototypes=256", "method.hidden=128",
@@ -54,13 +58,8 @@ LESSONS = {
 }
 
 
-# MC-SSL is not shown to learn. 12,000 images, two local views, 256 prototypes that keep their start, hidden width 128, seed 0, one
-# run each: on the silhouettes (patch 7) kNN 59.5 % against 51.3 of random weights with a teacher's temperature of 0.02 and momentum
-# of 0.95, but on the way the loss rose to more than twice its start and the spread of the features fell to a fifth, of which the
-# watch warns; 51.5 % at a rate of 3e-4, 49.9 at 5e-4 and momentum 0.98; at 0.04, 46.0 %, and 49.1 with momentum 0.99, less dropped
-# and larger crops. On the textures at 0.02 linear 75.3 % against 82.7, 77.1 with 0.3 dropped and nothing alien.
-UNPROVEN = ("mcssl",)
-SLOW = ("devae", "gmml", "mmc", "pseudo_mae")
+# Of MC-SSL, kNN accuracy falls below that of random weights, 71.0 % to 73.2, while linear accuracy rises, 89.7 to 82.7 (seed 0).
+SLOW = ("devae", "gmml", "mcssl", "mmc", "pseudo_mae")
 
 
 def train(name: str, textures: Path, out: Path, more: tuple[str, ...] = ()) -> daybreak.Run:
@@ -84,8 +83,7 @@ def learns(run: daybreak.Run, protocol: str, other: str = "random") -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in base.names()
-                                  if name not in UNPROVEN])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in base.names()])
 def test_features_beat_random_weights_and_pixels(name, noisy_textures, tmp_path):
     run, lesson = train(name, noisy_textures, tmp_path / "run"), LESSONS[name]
     assert learns(run, lesson.protocol)

@@ -43,8 +43,10 @@ class Config:
 @register("dino", config=Config, pool="cls", drop_path=0.1, backbone="teacher",
           training=Training(learning_rate=5e-4, weight_decay=0.04, final_weight_decay=0.4, warmup=0.1, clip=3.0,
                             clip_mode="per-tensor", batch_size=1024),
-          small={"method": {"prototypes": 1024, "hidden": 512, "local_views": 4, "momentum": 0.99},
-                 "encoder": {"drop_path": 0.0}, "training": {"learning_rate": 2e-3, "batch_size": 128}})
+          # In the few steps that small images are trained for, prototypes that learn become one.
+          small={"method": {"prototypes": 1024, "hidden": 512, "local_views": 4, "momentum": 0.99, "freeze_prototypes": 1.0},
+                 "encoder": {"drop_path": 0.0},
+                 "training": {"learning_rate": 5e-4, "learning_rate_rule": "fixed", "batch_size": 64}})
 class DINO(Method):
     def __init__(self, encoder: Encoder, config: Config):
         super().__init__(encoder, config)
