@@ -54,12 +54,6 @@ def pretraining(name: str, more: str = "", out: str = "") -> str:
             f"--minutes 6 --seed 0 --on-collapse warn --no-pictures --out runs/{out or name}-10k")
 
 
-def of_one() -> str:
-    """The run whose backbone every protocol is shown of."""
-    return (f"daybreak pretrain cifar10-train.parquet --val cifar10-test.parquet --recipe recipes/{ONE}_micro_cifar10.toml "
-            f"--minutes 9 --seed 0 --on-collapse warn --no-pictures --out runs/{ONE}")
-
-
 def untrained() -> str:
     """The network of ``ONE`` as it starts."""
     return (f"daybreak pretrain train-10k.parquet --val test-2k.parquet --recipe recipes/{ONE}_micro_cifar10.toml --images 128 "
@@ -76,12 +70,11 @@ def commands(step: str, only: str) -> list[str]:
     found: dict[str, Iterable[str]] = {
         "pretrain": [pretraining(name) for name in METHODS],
         "hydra": [pretraining("hydra", more, f"hydra-{out}") for out, more in TWINS.items()],
-        "protocols": [of_one(), untrained(), *(evaluating(run, what) for what in (
+        "protocols": [untrained(), *(evaluating(run, what) for what in (
             *(f"{SUBSET} --protocol {name}" for name in POOLED),
             f"{SUBSET} --protocol ood-v1 --ood animals-val.parquet",
             "--train camvid.zip --test camvid.zip --protocol multilabel-v1 --void 11",
-            "--train dsprites:2000:1 --test dsprites:1000:2 --protocol disentangle-v1") for run in (ONE, "random")),
-            evaluating(ONE, CAMVID)],
+            "--train dsprites:2000:1 --test dsprites:1000:2 --protocol disentangle-v1") for run in (f"{ONE}-10k", "random"))],
         "masks": [evaluating(f"{name}-10k", CAMVID) for name in DENSE],
         "finetune": [evaluating(f"{name}-10k", f"{SUBSET} --protocol finetune-v1 --share 0.01 --share 0.1 --set finetune.epochs=20"
                                 + ("" if name == ONE else " --set finetune.scratch=false")) for name in METHODS],
@@ -164,13 +157,13 @@ def methods_table(record: dict) -> str:
 
 def protocols_table(record: dict) -> str:
     """Every protocol on one backbone, and on the same network as it starts; seconds are those of the first that was measured."""
-    rows = ["| protocol | number | trained | random weights | raw pixels | `daybreak evaluate runs/mae ...` | seconds |",
+    rows = ["| protocol | number | trained | random weights | raw pixels | `daybreak evaluate runs/mae-10k ...` | seconds |",
             "| --- | --- | --- | --- | --- | --- | --- |"]
-    for line in (line for step in ("protocols", "finetune") for line in commands(step, f"evaluate runs/{ONE} ")):
-        other = line.replace(f"runs/{ONE} ", "runs/random ")
+    for line in (line for step in ("protocols", "masks", "finetune") for line in commands(step, f"evaluate runs/{ONE}-10k ")):
+        other = line.replace(f"runs/{ONE}-10k ", "runs/random ")
         if (measured := record["measured"].get(line) or record["measured"].get(other)) is None:
             continue
-        last = [f"`{line.removeprefix(f'daybreak evaluate runs/{ONE}').strip()}`", f"{measured['seconds']:.0f}"]
+        last = [f"`{line.removeprefix(f'daybreak evaluate runs/{ONE}-10k').strip()}`", f"{measured['seconds']:.0f}"]
         for protocol, metric in shown(measured["numbers"]):
             beside = number(record, line, protocol, metric, "random") or number(record, other, protocol, metric)
             pixels = number(record, line, protocol, metric, "pixels") or number(record, untrained(), protocol, metric, "pixels")
@@ -192,10 +185,10 @@ def masks_table(record: dict) -> str:
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     wanted = [("segment", "mIoU"), ("segment", "pixel accuracy"), *(("patch-prompt", f"{metric}{less}") for metric in (
         "mIoU", "overlap", "AUROC") for less in ("", " (less mean)"))]
-    done = [f"{name}-10k" for name in DENSE if evaluating(f"{name}-10k", CAMVID) in record["measured"]]
+    done = [name for name in DENSE if evaluating(f"{name}-10k", CAMVID) in record["measured"]]
     others = [("random", "random weights"), ("pixels", "raw pixels"), ("constant", "a constant")]
     for name, backbone, said in [*((n, "trained", f"`{n}`") for n in done), *((done[0], *o) for o in others if done)]:
-        cells = [number(record, evaluating(name, CAMVID), *key, backbone) for key in wanted]
+        cells = [number(record, evaluating(f"{name}-10k", CAMVID), *key, backbone) for key in wanted]
         rows.append(f"| {said} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -206,7 +199,7 @@ def finetuning_table(record: dict) -> str:
                                  if row["metric"].startswith("accuracy")))
     rows = [f"| start | {' | '.join(metrics)} |", "| --- |" + " --- |" * len(metrics)]
     for line in lines:
-        name = line.split()[2].removeprefix("runs/")
+        name = line.split()[2].removeprefix("runs/").removesuffix("-10k")
         rows.append(f"| `{name}` | {' | '.join(number(record, line, 'finetune', m) for m in metrics)} |")
         if any(row["backbone"] == "random" for row in record["measured"][line]["numbers"]):
             rows.append(f"| random weights | {' | '.join(number(record, line, 'finetune', m, 'random') for m in metrics)} |")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from daybreak.data.philox import Random
-from daybreak.nn.masking import block_mask, num_candidates, partners, random_mask
+from daybreak.nn.masking import block_mask, first_by_masks, first_by_slices, num_candidates, partners, random_mask
 
 
 def random(count, seed=0):
@@ -55,6 +55,17 @@ def test_statistics_of_the_reference(share, align, pixels, whole, touched):
 def test_the_quota_is_always_reached(share, align):
     covered = block_mask(random(2000), "x", 32, 32, share, align=align).float().mean((1, 2))
     assert covered.min() >= min(0.5, share)
+
+
+def test_devices_and_cpus_paint_the_same_rectangles():
+    """Two ways to find the first rectangle over each pixel, one for each kind of device; some are empty or reach beyond."""
+    top, left = torch.randint(0, 12, (5, 9)), torch.randint(0, 17, (5, 9))
+    bottom, right = top + torch.randint(0, 6, (5, 9)), left + torch.randint(0, 8, (5, 9))
+    painted = first_by_slices(top, bottom, left, right, 12, 17)
+    assert torch.equal(painted, first_by_masks(top, bottom, left, right, 12, 17)) and painted.dtype == torch.int16
+    y, x = (painted[0] < 9).nonzero()[0].tolist()
+    over = [r for r in range(9) if top[0, r] <= y < bottom[0, r] and left[0, r] <= x < right[0, r]]
+    assert painted[0, y, x] == min(over)
 
 
 def test_aligned_blocks_hide_whole_patches():

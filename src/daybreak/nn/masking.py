@@ -6,6 +6,7 @@ B images, N patches, K kept patches, R candidate rectangles, C channels, H and W
 import math
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,17 +110,41 @@ def block_mask(random: Random, name: str, height: int, width: int, share: float,
 
     top, left = place(top, height), place(left, width)
     bottom, right = top + side(rows, height), left + side(columns, width)
+    first = (first_by_slices if device.type == "cpu" else first_by_masks)(top, bottom, left, right, height, width)
+    counts = torch.zeros(batch, candidates + 1, device=device)
+    counts.scatter_add_(1, first.flatten(1).long(), torch.ones(1, device=device).expand(batch, height * width))
+    covered = counts[:, :candidates].cumsum(1)  # (B, R): pixels under the first r + 1 rectangles
+    last = (covered < quota[:, None]).sum(1)  # the first rectangle that reaches the quota
+    return first <= last[:, None, None]
+
+
+def first_by_masks(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+    """Number of the first rectangle over each pixel, R where there is none: (B, H, W) int16.
+
+    Args:
+        top, bottom, left, right: (B, R), whole numbers of pixels; the last row and column are not in the rectangle, and may
+            lie beyond the image.
+    """
+    (batch, candidates), device = top.shape, top.device
     y, x = torch.arange(height, device=device), torch.arange(width, device=device)
     first = torch.full((batch, height, width), candidates, dtype=torch.int16, device=device)
     for r in reversed(range(candidates)):  # the earliest rectangle over a pixel is painted last
         in_rows = (y >= top[:, r, None]) & (y < bottom[:, r, None])  # (B, H)
         in_columns = (x >= left[:, r, None]) & (x < right[:, r, None])  # (B, W)
         first.masked_fill_(in_rows[:, :, None] & in_columns[:, None, :], r)
-    counts = torch.zeros(batch, candidates + 1, device=device)
-    counts.scatter_add_(1, first.flatten(1).long(), torch.ones(1, device=device).expand(batch, height * width))
-    covered = counts[:, :candidates].cumsum(1)  # (B, R): pixels under the first r + 1 rectangles
-    last = (covered < quota[:, None]).sum(1)  # the first rectangle that reaches the quota
-    return first <= last[:, None, None]
+    return first
+
+
+def first_by_slices(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+    """As ``first_by_masks``, image by image: on a CPU a rectangle costs its own pixels there, not all of them."""
+    batch, candidates = top.shape
+    first = np.full((batch, height, width), candidates, np.int16)
+    corners = torch.stack([top, bottom, left, right], -1).long().tolist()  # B x R x 4
+    for image, rectangles in zip(first, corners, strict=True):
+        for r in range(candidates - 1, -1, -1):
+            a, b, c, d = rectangles[r]
+            image[a:b, c:d] = r
+    return torch.from_numpy(first)
 
 
 def partners(random: Random, name: str, cell: int = 16) -> Tensor:
