@@ -184,7 +184,7 @@ def masks_table(record: dict) -> str:
     rows = ["| backbone | segment mIoU | pixel accuracy | prompt mIoU | less mean | overlap | less mean | AUROC | less mean |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     wanted = [("segment", "mIoU"), ("segment", "pixel accuracy"), *(("patch-prompt", f"{metric}{less}") for metric in (
-        "mIoU", "overlap", "AUROC") for less in ("", " (less mean)"))]
+        "mIoU", "overlap", "AUROC") for less in ("", ", less mean"))]
     done = [name for name in DENSE if evaluating(f"{name}-10k", CAMVID) in record["measured"]]
     others = [("random", "random weights"), ("pixels", "raw pixels"), ("constant", "a constant")]
     for name, backbone, said in [*((n, "trained", f"`{n}`") for n in done), *((done[0], *o) for o in others if done)]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from daybreak import verbs
 from daybreak.data.batch import Batch
 from daybreak.data.philox import Random
 from daybreak.data.views import expand
@@ -33,6 +34,13 @@ TEXTURES = ("across", "checks", "diagonal", "dots", "upright")
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
     torch.set_num_threads(1)  # the tests run in a process a core
+
+
+@pytest.fixture(autouse=True)
+def _no_forecast(request, monkeypatch):
+    """Runs begin at once: the steps that a forecast tries take longer than most runs here. Marked ``forecast``, a test keeps it."""
+    if "forecast" not in request.keywords:
+        monkeypatch.setattr(verbs, "say_forecast", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

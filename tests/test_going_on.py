@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 import daybreak
-from daybreak import verbs
 from daybreak.cli import main
 from daybreak.errors import Failed, Refused
+from daybreak.evaluate import linear
 from daybreak.methods import base
 from daybreak.train import checkpoint
 from daybreak.train.resume import Finite
@@ -20,6 +20,11 @@ from daybreak.train.resume import Finite
 STEPS = 10
 KNOWN = dict(method="simclr", images=64 * STEPS, batch_size=64, seed=1, threads=1, pictures=False, overrides=[
     "encoder.width=64", "encoder.depth=1", "method.hidden=32", "watch.probes=0", "watch.log_steps=1", "training.precision=32-true"])
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(linear, "STEPS", 20)  # its accuracy is not looked at
 
 
 def said(**settings) -> tuple[daybreak.Run, str]:
@@ -157,7 +162,6 @@ def test_a_failed_batch_is_named_kept_and_skipped_for_good(textures, tmp_path, m
         seen.append(tuple(batch.index.tolist()))
         return base.Loss(loss.value + float("inf"), loss.numbers) if seen[-1] == seen[3 % len(seen)] and len(seen) > 3 else loss
 
-    monkeypatch.setattr(verbs, "say_forecast", lambda *_: None)  # its batches are not the run's
     monkeypatch.setattr(cls, "forward", broken)
     with pytest.raises(Failed, match=r"the loss became inf after 192 images.*the loss itself.*--skip-failure"):
         daybreak.pretrain(textures, out=tmp_path / "run", **KNOWN)

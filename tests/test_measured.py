@@ -14,7 +14,7 @@ sys.modules["benchmark_cifar10"] = cifar10
 spec.loader.exec_module(cifar10)
 
 
-@pytest.mark.parametrize("name", ["methods", "protocols"])
+@pytest.mark.parametrize("name", ["methods", "protocols", "masks"])
 def test_a_table_shows_what_was_measured(name):
     record = json.loads((ROOT / "benchmarks" / "results" / "cifar10_cpu.json").read_text())
     table = cifar10.TABLES[name](record)
