@@ -30,7 +30,7 @@ class Lesson:
 
 
 LESSONS = {
-    "mae": Lesson(40000, ("encoder.patch_size=7",), on_textures=False, protocol="knn", beats_pixels=False),
+    "mae": Lesson(20000, ("encoder.patch_size=7",), on_textures=False, beats_pixels=False),
     "simclr": Lesson(10000, ("encoder.patch_size=7", "method.temperature=0.5", "method.scale=[0.3, 1.0]"), on_textures=False,
                      protocol="knn", beats_pixels=False),
     "dino": Lesson(16000, ("method.local_views=2", "method.prototypes=256", "method.hidden=128", "method.momentum=0.99",
