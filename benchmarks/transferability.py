@@ -52,6 +52,19 @@ def correlations(scores: list[float], accuracies: list[float]) -> dict[str, floa
     return found | {"best found": bool(accuracies[int(np.argmax(scores))] == max(accuracies))}
 
 
+def table(rows: list[dict]) -> str:
+    """The documentation's table: Spearman's rho on each set, then the means of all measures over the sets."""
+    data = list(dict.fromkeys(row["train"] for row in rows))
+    lines = [f"| score | {' | '.join(f'`{name}`' for name in data)} | mean rho | mean tau | mean weighted tau | best found |",
+             "| --- " * (len(data) + 5) + "|"]
+    for score in dict.fromkeys(row["score"] for row in rows):
+        some = {row["train"]: row for row in rows if row["score"] == score}
+        means = [float(np.mean([row[measure] for row in some.values()])) for measure in MEASURES]
+        cells = [f"{number:.2f}" for number in [*(some[name]["spearman"] for name in data), *means]]
+        lines.append(f"| {score} | {' | '.join(cells)} | {sum(row['best found'] for row in some.values())} of {len(some)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", nargs=2, action="append", required=True, metavar=("TRAIN", "TEST"))

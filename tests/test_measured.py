@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("benchmark_cifar10", ROOT / "benchmarks" / "cifar10.py")
-cifar10 = importlib.util.module_from_spec(spec)
-sys.modules["benchmark_cifar10"] = cifar10
-spec.loader.exec_module(cifar10)
+
+
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+cifar10, transferability = benchmark("cifar10"), benchmark("transferability")
 
 
 @pytest.mark.parametrize("name", ["methods", "protocols", "masks"])
@@ -19,6 +26,13 @@ def test_a_table_shows_what_was_measured(name):
     record = json.loads((ROOT / "benchmarks" / "results" / "cifar10_cpu.json").read_text())
     table = cifar10.TABLES[name](record)
     assert len(table.splitlines()) > 2 and table in (ROOT / "docs" / "protocols.md").read_text()
+
+
+def test_the_table_of_scores_shows_what_was_measured():
+    """At least six backbones on three sets, and the order that each score gives them."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "transferability_cpu.json").read_text())
+    assert len(record["settings"]["backbones"]) >= 6 and len({row["train"] for row in record["rows"]}) == 3
+    assert transferability.table(record["rows"]) in (ROOT / "docs" / "protocols.md").read_text()
 
 
 def row(protocol, metric, backbone, value, error=0.011):
