@@ -74,7 +74,7 @@ def commands(step: str, only: str) -> list[str]:
             *(f"{SUBSET} --protocol {name}" for name in POOLED),
             f"{SUBSET} --protocol ood-v1 --ood animals-val.parquet",
             "--train camvid.zip --test camvid.zip --protocol multilabel-v1 --void 11",
-            "--train dsprites:2000:1 --test dsprites:1000:2 --protocol disentangle-v1") for run in (f"{ONE}-10k", "random"))],
+            "--train dsprites:500:1 --test dsprites:500:2 --protocol disentangle-v1") for run in (f"{ONE}-10k", "random"))],
         "masks": [evaluating(f"{name}-10k", CAMVID) for name in DENSE],
         "finetune": [evaluating(f"{name}-10k", f"{SUBSET} --protocol finetune-v1 --share 0.01 --share 0.1 --set finetune.epochs=20"
                                 + ("" if name == ONE else " --set finetune.scratch=false")) for name in METHODS],
