@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -119,6 +120,11 @@ def measure(line: str, work: Path) -> dict[str, Any]:
     trained = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
     return found | {"images_seen": max(row["images"] for row in trained if "images" in row),
                     "alarms": [row["sentence"] for row in trained if row["kind"] == "alarm"]}
+
+
+def written(record: dict) -> str:
+    """The file: JSON with a line for each number."""
+    return re.sub(r'\{\s+"protocol".*?\}', lambda row: json.dumps(json.loads(row[0])), json.dumps(record, indent=1), flags=re.S) + "\n"
 
 
 def commit() -> str:
@@ -229,7 +235,7 @@ def main() -> None:
     left = [line for line in commands(arguments.step, arguments.only) if line not in record["measured"]]
     for line in left[: arguments.most]:
         record["measured"][line] = measure(line, arguments.work)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.json.write_text(written(record))
         print(f"{line}: {len(record['measured'][line]['numbers'])} numbers", flush=True)
 
 
