@@ -124,7 +124,8 @@ def measure(line: str, work: Path) -> dict[str, Any]:
 
 def written(record: dict) -> str:
     """The file: JSON with a line for each number."""
-    return re.sub(r'\{\s+"protocol".*?\}', lambda row: json.dumps(json.loads(row[0])), json.dumps(record, indent=1), flags=re.S) + "\n"
+    whole = json.dumps(record, indent=1) + "\n"
+    return re.sub(r'\{\s+"protocol".*?\}', lambda row: json.dumps(json.loads(row[0])), whole, flags=re.S)
 
 
 def commit() -> str:
