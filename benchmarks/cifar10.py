@@ -193,8 +193,9 @@ def masks_table(record: dict) -> str:
     wanted = [("segment", "mIoU"), ("segment", "pixel accuracy"), *(("patch-prompt", f"{metric}{less}") for metric in (
         "mIoU", "overlap", "AUROC") for less in ("", ", less mean"))]
     done = [name for name in DENSE if evaluating(f"{name}-10k", CAMVID) in record["measured"]]
-    others = [("random", "random weights"), ("pixels", "raw pixels"), ("constant", "a constant")]
-    for name, backbone, said in [*((n, "trained", f"`{n}`") for n in done), *((done[0], *o) for o in others if done)]:
+    beside = [("pixels", "raw pixels"), ("constant", "a constant")]
+    own = [(name, *which) for name in done for which in (("trained", f"`{name}`"), ("random", f"`{name}`, as it starts"))]
+    for name, backbone, said in [*own, *((done[0], *which) for which in beside if done)]:
         cells = [number(record, evaluating(f"{name}-10k", CAMVID), *key, backbone) for key in wanted]
         rows.append(f"| {said} | {' | '.join(cells)} |")
     return "\n".join(rows)

@@ -22,7 +22,7 @@ CASES = [  # method, encoder, image size, batch
     ("sit", "vit_micro", 32, 128),
     ("mae", "vit_small", 64, 128),
 ]
-STEPS = 8
+STEPS = 12
 
 
 def prepared(data: str, method: str, encoder: str, size: int, batch: int):

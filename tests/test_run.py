@@ -338,6 +338,13 @@ def test_the_flags_are_frozen():
 
 
 @pytest.mark.forecast
+def test_a_run_says_first_what_it_will_take(textures, tmp_path, capsys):
+    out = main_ok(capsys, "pretrain", textures, "--method", "mae", "--out", tmp_path / "run", "--no-pictures", *QUICK, *TINY)
+    (line,) = [line for line in out.splitlines() if "expected" in line]
+    assert "images/s" in line and "320 images" in line and out.index("expected") < out.index("evaluating")
+
+
+@pytest.mark.forecast
 def test_plan_says_what_a_run_would_take_and_writes_nothing(textures, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     out = main_ok(capsys, "plan", textures, "--method", "mae", "--hours", "0.5", *TINY)

@@ -43,7 +43,7 @@ class Config:
 @register("dino", config=Config, pool="cls", drop_path=0.1, backbone="teacher",
           training=Training(learning_rate=5e-4, weight_decay=0.04, final_weight_decay=0.4, warmup=0.1, clip=3.0,
                             clip_mode="per-tensor", batch_size=1024),
-          # In the few steps that small images are trained for, prototypes that learn become one.
+          # Prototypes keep their start, as in the runs that learned in few steps (tests/test_learns.py, recipes).
           small={"method": {"prototypes": 1024, "hidden": 512, "local_views": 4, "momentum": 0.99, "freeze_prototypes": 1.0},
                  "encoder": {"drop_path": 0.0},
                  "training": {"learning_rate": 5e-4, "learning_rate_rule": "fixed", "batch_size": 64}})

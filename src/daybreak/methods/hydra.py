@@ -102,8 +102,8 @@ class Hydra(Method):
         opened, alike = gates.mean(-1), away @ away.T
         maps = [F.interpolate(((x - x.min()) / (x.max() - x.min()).clamp(min=1e-6))[None, None], SIDE)[0].expand(3, -1, -1)
                 for x in (opened, alike)]
-        return Picture(f"Pairs of classes in the order of their names, the first {len(classes)} at most, from the top and from the "
-                       f"left. Left: share of the dimensions that the gate opens, {float(opened.min()):.2f} black to "
+        return Picture(f"Pairs of the first {len(classes)} classes, in the order of their names from the top and from the left. "
+                       f"Left: share of the dimensions that the gate opens, {float(opened.min()):.2f} black to "
                        f"{float(opened.max()):.2f} white. Right: cosine of the gates of two classes, less their mean, "
                        f"{float(alike.min()):.2f} to {float(alike.max()):.2f}.",
                        ["open to the pair", "alike"], [maps], normalised=False)

@@ -62,10 +62,8 @@ class Config:
 @register("mcssl", config=Config, pool="cls", needs_tokens=True, drop_path=0.1, backbone="teacher",
           training=Training(learning_rate=5e-4, weight_decay=0.04, final_weight_decay=0.4, warmup=0.0125, clip=3.0,
                             clip_mode="per-tensor", batch_size=512),
-          # In the few steps that small images are trained for, prototypes that learn become one, and small crops tell too little.
-          small={"method": {"prototypes": 1024, "hidden": 512, "local_views": 0, "global_scale": [0.4, 1.0], "momentum": 0.99,
-                            "freeze_class_prototypes": 1.0, "freeze_data_prototypes": 1.0, "final_teacher_temperature": 0.04,
-                            "data_weight": 0.3},
+          small={"method": {"prototypes": 1024, "hidden": 512, "local_views": 4, "momentum": 0.95,
+                            "freeze_class_prototypes": 0.05, "freeze_data_prototypes": 0.05},
                  "encoder": {"drop_path": 0.0},
                  "training": {"learning_rate": 2e-3, "warmup": 0.1, "batch_size": 128}})
 class MCSSL(Method):

@@ -56,7 +56,7 @@ class Config:
 @register("mmc", config=Config, pool="cls", needs_tokens=True, drop_path=0.1, backbone="teacher",
           training=Training(learning_rate=5e-4, weight_decay=0.04, final_weight_decay=0.4, warmup=0.0125, clip=3.0,
                             clip_mode="per-tensor", batch_size=256),
-          # In the few steps that small images are trained for, prototypes that learn become one.
+          # Prototypes keep their start, as in the runs that learned in few steps (tests/test_learns.py).
           small={"method": {"prototypes": 1024, "hidden": 512, "contrast_hidden": 1024, "momentum": 0.99,
                             "freeze_prototypes": 1.0, "final_teacher_temperature": 0.04},
                  "encoder": {"drop_path": 0.0},

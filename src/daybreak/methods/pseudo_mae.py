@@ -56,9 +56,8 @@ class Config:
 @register("pseudo_mae", config=Config, pool="mean", positions="fixed", init="xavier", needs_tokens=True,
           training=Training(learning_rate=1.5e-4, betas=(0.9, 0.95), weight_decay=0.05, warmup=0.05,
                             final_learning_rate=0.0, batch_size=4096),
-          # In the few steps that small images are trained for, prototypes that learn become one.
           small={"method": {"folds": 1, "prototypes": 1024, "hidden": 512, "labelling_momentum": 0.95,
-                            "reconstruction_momentum": 0.98, "freeze_prototypes": 1.0, "final_teacher_temperature": 0.04},
+                            "reconstruction_momentum": 0.99, "freeze_prototypes": 0.05},
                  "training": {"learning_rate": 2e-3, "batch_size": 128}})
 class PseudoMAE(Method):
     def __init__(self, encoder: Encoder, config: Config):
