@@ -40,11 +40,18 @@ def run(textures, tmp_path_factory):
                              overrides=["encoder.width=64", "encoder.depth=1", "method.hidden=64", "watch.log_steps=1"])
 
 
+def health(run):
+    return (line for line in map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines()) if line["kind"] == "health")
+
+
 def test_a_run_folder_holds_what_the_design_says(run):
     for name in ("config.toml", "metrics.jsonl", "results.json", "report.html", "survey.json", "bad.csv", "checkpoints",
                  "backbone/model.safetensors", "backbone/config.json"):
         assert (run.folder / name).exists(), name
     assert list((run.folder / "tensorboard").glob("events*"))
+    drawn = sorted(path.stem for path in (run.folder / "strips").iterdir())
+    assert (drawn[0], drawn[-1]) == (f"{0:012d}", f"{640:012d}") and len(drawn) == len(list(health(run))) > 2
+    assert 'id="strips"' in (run.folder / "report.html").read_text()
     results = json.loads((run.folder / "results.json").read_text())
     assert {r["backbone"] for r in results} == {"trained", "random", "pixels"}
     assert {r["protocol"] for r in results} >= {"knn", "linear"}
@@ -144,10 +151,10 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, scheme, stop_at, textures,
     cls = base.find(name)
     monkeypatch.setattr(linear, "STEPS", 20)  # what is the same needs not be good
     small = [f"method.{key}={value}" for key, value in NARROW.get(name, {}).items()]
-    known = dict(method=name, images=768, batch_size=64, seed=3, pictures=False, overrides=[
+    known = dict(method=name, images=768, batch_size=64, seed=3, overrides=[
         "encoder.width=64", "encoder.depth=1", "encoder.drop_path=0.1", "watch.probes=2", "watch.probe_bank=64",
         "watch.probe_queries=32", f"training.scheme={scheme}", *small])
-    whole = daybreak.pretrain(textures, out=tmp_path / "whole", **known)
+    whole = daybreak.pretrain(textures, out=tmp_path / "whole", pictures=False, **known)  # the other draws, which changes nothing
 
     after, steps = cls.after_step, []
 
@@ -166,6 +173,8 @@ def test_an_interrupted_run_goes_on_bit_for_bit(name, scheme, stop_at, textures,
     assert mine["images_seen"] == theirs["images_seen"] == 768
     assert all(torch.equal(mine["method"][k], theirs["method"][k]) for k in mine["method"])
     assert [r.value for r in whole.results] == [r.value for r in rest.results]
+    assert not (whole.folder / "strips").exists()
+    assert [int(path.stem) for path in sorted((rest.folder / "strips").iterdir())] == [line["images"] for line in health(whole)]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_led_to_it(textures, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from .evaluate.knn import nearest_others, neighbours_kept
 from .evaluate.metrics import HEADLINES
 from .evaluate.protocols import Result, Skipped, default, evaluate_features, evaluate_scores
 from .evaluate.rank import rank_v1, rankme, spread
+from .explain import strips
 from .explain.clusters import Cluster, clusters
 from .explain.neighbours import neighbours
 from .explain.projection import project
@@ -33,6 +34,7 @@ from .runs import defaults_of, make_encoder
 from .train.loop import Outcome, on_device
 from .train.timing import Spans
 
+STRIPS = "strips"  # folder of a run: what each evaluation draws
 GROUPED = 1000  # images that are sorted by prototypes
 PIXEL_SIDE = 32  # raw pixels are compared at most at this size; more of them only costs time
 
@@ -150,21 +152,33 @@ def look(method: Method, config: RunConfig, split: Split, fabric: Fabric, folder
          notes: list[str], *, pictures: bool) -> Looks:
     """What the report shows besides numbers."""
     reconstructions = None
-    if pictures and (picture := draw(method, config, split.queries if len(split.queries) >= 8 else split.train, fabric)):
-        mean, std = (np.array(v)[:, None, None] for v in (split.train.mean, split.train.std))
-
-        def visible(image: torch.Tensor) -> np.ndarray:
-            pixels = image.float().cpu().numpy()
-            pixels = pixels * std + mean if picture.normalised else pixels
-            return (pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)[:, :, :3]
-
-        reconstructions = [{"caption": picture.caption, "columns": picture.columns,
-                            "rows": [[visible(i) for i in row] for row in picture.rows]}]
+    if pictures and (picture := draw(method, config, shown(split), fabric)):
+        reconstructions = [{"caption": picture.caption, "columns": picture.columns, "rows": visible(picture, split)}]
     return Looks(
         clusters=group(method, config, split, fabric) if pictures else None,
         command=(folder / "command.txt").read_text().strip(), differences=difference(config, defaults_of(config)), notes=notes,
+        strips=strips.read(folder / STRIPS) if pictures else None,
         neighbours=neighbours(queries, bank, split.queries, split.bank) if pictures else None,
         projection=project(queries, split.queries, pictures=pictures, seed=config.seed), reconstructions=reconstructions)
+
+
+def shown(split: Split) -> Images:
+    """The images that pictures are made of."""
+    return split.queries if len(split.queries) >= 8 else split.train
+
+
+def visible(picture: Picture | None, split: Split) -> list[list[np.ndarray]]:
+    """The rows of a picture as (h, w, c) uint8 images of at most three channels."""
+    if picture is None:
+        return []
+    mean, std = (np.array(v)[:, None, None] for v in (split.train.mean, split.train.std))
+
+    def one(image: torch.Tensor) -> np.ndarray:
+        pixels = image.float().cpu().numpy()
+        pixels = pixels * std + mean if picture.normalised else pixels
+        return (pixels.clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)[:, :, :3]
+
+    return [[one(image) for image in row] for row in picture.rows]
 
 
 class Assigning(torch.nn.Module):
@@ -199,10 +213,11 @@ def draw(method: Method, config: RunConfig, images: Images, fabric: Fabric, coun
         return method.eval().picture(batch, Step(1.0, 0, replace(random, index=batch.index)))
 
 
-def make_probe(split: Split, config: RunConfig, fabric: Fabric, start: Path | None = None):
-    """Health and online kNN of a backbone on a fixed part of bank and queries; draws nothing from a generator.
+def make_probe(split: Split, config: RunConfig, fabric: Fabric, start: Path | None = None, strip: Path | None = None):
+    """Health and online kNN of a method's backbone on a fixed part of bank and queries; draws nothing from a generator.
 
     Args:
+        strip: the folder of the drawings that show a few images at each evaluation; None draws nothing.
         start: the file of the neighbours under the weights that a run continues from. Without classes, later backbones are
             held against it; the first backbone writes it if it is not there.
     """
@@ -212,10 +227,16 @@ def make_probe(split: Split, config: RunConfig, fabric: Fabric, start: Path | No
 
     has_classes = bank.labels is not None and bank.labels.kind == "class"
 
-    def probe(backbone: torch.nn.Module) -> dict[str, float]:
+    few = shown(split).subset(np.linspace(0, len(shown(split)) - 1, min(strips.COUNT, len(shown(split)))).astype(int))
+
+    def probe(method: Method, seen: int) -> dict[str, float]:
+        backbone = method.backbone
         size = backbone.image_size
         common: dict[str, Any] = dict(size=size, device=fabric.device, precision=config.training.precision, mean=split.train.mean,
                       std=split.train.std, threads=config.data.threads)
+        if strip is not None:
+            strips.keep(strip, seen, few, features(backbone, few, patches=True, **common),
+                        visible(draw(method, config, few, fabric), split))
         z = features(backbone, bank, **common)
         found = {"rankme": rankme(z), "spread": spread(z)}
         if start is not None and not has_classes:

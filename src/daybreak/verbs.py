@@ -24,7 +24,7 @@ from .errors import Failed, Refused
 from .launch import World, cluster_here, spawn, world_here
 from .looking import compare, embed, evaluate, explain, export, load, rank
 from .methods.base import Method, find, names
-from .review import Run, finish, make_probe, read_results
+from .review import STRIPS, Run, finish, make_probe, read_results
 from .runs import (
     command_line,
     device_name,
@@ -151,7 +151,8 @@ def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: 
         start.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     continues = config.encoder.init is not None and (not resume or start.exists())  # else the weights it began with are gone
     outcome = train(method, split.train, config, folder, fabric=fabric, budget=budget, console=console,
-                    probe=make_probe(split, config, fabric, start if continues else None), resume=resume,
+                    probe=make_probe(split, config, fabric, start if continues else None, folder / STRIPS if pictures else None),
+                    resume=resume,
                     skip_failure=skip_failure, force=force)
     if fabric.world_size > 1:
         torch.distributed.destroy_process_group()  # what follows is the first one's alone

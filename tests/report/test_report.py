@@ -10,6 +10,7 @@ import pytest
 from daybreak.explain.clusters import Cluster
 from daybreak.explain.neighbours import Neighbours
 from daybreak.explain.projection import Projection
+from daybreak.explain.strips import Strips
 from daybreak.explain.thumbnails import Thumbnail
 from daybreak.report.html import Looks, curves, verdict, write_report
 
@@ -33,6 +34,7 @@ def some_looks(name="cat", side=32):
         notes=[f"a note on {name}"], neighbours=[Neighbours(thumbnail(), [thumbnail()] * 3, [0.9, 0.8, 0.7])] * 4,
         projection=Projection(points, "t-SNE.", [f"{name}/{i}" for i in range(50)], [name] * 50, [(0, thumbnail())]),
         clusters=[Cluster(3, 5, 9, [thumbnail()] * 3)],
+        strips=Strips([0, 12_800], [thumbnail().image] * 2, {"made": [[thumbnail().image] * 2] * 2}),
         reconstructions=[{"caption": name, "columns": [name, "restored"],
                           "rows": [[thumbnail().image, thumbnail().image]] * 3}])
 

@@ -26,6 +26,7 @@ from ..evaluate.metrics import HEADLINES
 from ..explain.clusters import Cluster
 from ..explain.neighbours import Neighbours
 from ..explain.projection import Projection
+from ..explain.strips import Strips
 from ..explain.thumbnails import png, shrink
 from .plots import line_chart, number, reach, scatter, strip
 
@@ -62,6 +63,7 @@ class Looks:
     neighbours: list[Neighbours] | None = None
     projection: Projection | None = None
     clusters: list[Cluster] | None = None
+    strips: Strips | None = None
     # Each has a caption, columns (names) and rows (lists of (h, w, c) uint8 images, one a column).
     reconstructions: list[dict[str, Any]] | None = None
 

@@ -42,7 +42,7 @@ from .stages import WHOLE, Stage, stage_at, stages_of
 from .timing import Meter, Spans
 from .watch import Watch
 
-Probe = Callable[[torch.nn.Module], dict[str, float]]  # the one thing the loop knows of evaluation
+Probe = Callable[[Method, int], dict[str, float]]  # the one thing the loop knows of evaluation: method, images seen
 
 
 @dataclass
@@ -130,7 +130,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
     """Train ``method`` on ``images`` until the budget is spent.
 
     Args:
-        probe: given the backbone, returns health and online accuracy; it must draw from no generator.
+        probe: given the method and the images seen, returns health and online accuracy; it must draw from no generator.
         resume: go on from the last checkpoint of ``folder``.
         skip_failure: go on from ``folder/failure``, past the batch that is kept there.
         force: go on with other data or with a changed ``config``.
@@ -177,7 +177,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
         meter.close(seen // world)
 
     if config.watch.probes and not resume and metrics:
-        log("health", **probe(method.backbone))  # of the start, which later ones are held against; outside the budget
+        log("health", **probe(method, seen))  # of the start, which later ones are held against; outside the budget
     stages, stage, stop = stages_of(t, config.method), WHOLE, False
     probe_every = 1 / config.watch.probes if config.watch.probes else 2.0
     steps, saved_at, window, signals = seen // t.batch_size, time.monotonic(), Window(seen), Signals()
@@ -246,7 +246,7 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
                         console.print(f"  {said}", soft_wrap=True, highlight=False)
                     start_measuring()  # a trial is no training
             if int(budget.progress(seen) / probe_every) > int(progress / probe_every):
-                found = probe(method.backbone)
+                found = probe(method, seen)
                 method.train()
                 log("health", **found)
                 if (score := found.get("knn_accuracy", float("-inf"))) > best:
