@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..config import Count, Positive, Range, Share
 from ..errors import Refused
 from ..nn.decoder import Decoder
-from ..nn.encoder import Tokens
+from ..nn.encoder import class_token
 from ..nn.losses import entropy, mean_over_ranks, soft_cross_entropy
 from ..nn.masking import fold_masks, normalise_patches, patchify
 from ..nn.momentum import Teacher
@@ -139,8 +139,3 @@ def pick(x: Tensor, places: Tensor) -> Tensor:
     """(F B, K, D): of (B, N, D), the patches that ``places`` (F B, K) names for each fold of each image."""
     folds = len(places) // len(x)
     return x.repeat(folds, 1, 1).gather(1, places[:, :, None].expand(-1, -1, x.shape[-1]))
-
-
-def class_token(tokens: Tokens) -> Tensor:
-    """(B, D): the class token, or the mean of the patches where the encoder has none."""
-    return tokens.prefix[:, 0] if tokens.prefix.shape[1] else tokens.patches.mean(1)
