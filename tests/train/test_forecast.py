@@ -1,5 +1,12 @@
 """What a forecast says of memory: from hand-made measurements."""
 
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from daybreak.config import Training
+from daybreak.train import forecast as module
 from daybreak.train.forecast import Forecast
 
 GIB = 2**30
@@ -23,3 +30,21 @@ def test_a_batch_that_will_not_fit_comes_with_one_that_will():
     """12 GiB at 128 images of 1/16 GiB each; 9 may be used, so 3 GiB or 48 images must go: 80, hence 64."""
     assert "a batch of 64 or" in forecast(12 * GIB).warning(128)
     assert "a batch" not in forecast(40 * GIB).warning(128)  # no batch will do
+
+
+@pytest.mark.parametrize(("slope", "tried", "speed"), [(GIB // 64, [16, 16, 32, 128], 128 / 2.0), (GIB, [16, 16, 32], 128 / 1.3)])
+def test_a_whole_batch_is_timed_where_it_fits(slope, tried, speed, monkeypatch):
+    """A step of b images takes 0.02 + 0.01 b seconds up to 32 of them, and 2 of 128, which no longer lie in a cache."""
+    seen = []
+
+    def trial(*arguments, warm=2, measured=3):
+        seen.append(arguments[-1])
+        return {16: 0.18, 32: 0.34, 128: 2.0}[arguments[-1]], GIB + slope * arguments[-1]
+
+    monkeypatch.setattr(module, "trial", trial)
+    monkeypatch.setattr(module, "prepare", lambda *_: (None, None))
+    monkeypatch.setattr(module, "available", lambda _: 10 * GIB)
+    config = SimpleNamespace(training=Training(batch_size=128))
+    found = module.forecast(SimpleNamespace(exact_accumulation=False), None, config, SimpleNamespace(device=torch.device("cpu")))
+    assert seen == tried and found.images_per_second == pytest.approx(speed)
+    assert found.peak_bytes == GIB + 128 * slope and found.tried == (16, 32)

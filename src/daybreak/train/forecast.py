@@ -1,6 +1,8 @@
 """What a run will take, from a few small steps of it: memory at its batch, images a second, hours.
 
-B images a step. Time and memory of a step are a constant and a share an image, so two small batches give both.
+B images a step. Memory of a step is a constant and a share an image, so two small batches tell that of the whole one. Where
+that fits, a step of the whole batch is timed: an image takes longer in it than in one that a cache holds. Else time is told
+as memory is.
 """
 
 import contextlib
@@ -23,7 +25,7 @@ from .loop import backward, on_device, prepare
 from .optim import clip
 from .timing import Spans
 
-WARM, MEASURED = 2, 3  # steps of each batch: the first ones allocate the optimiser's state and choose kernels
+WARM, MEASURED = 2, 3  # steps of each small batch: the first ones allocate the optimiser's state and choose kernels
 ENOUGH, MOST = 1.0, 20  # seconds that short steps are measured for, and how many at most
 LARGEST = 4  # what is tried is at most a quarter of the batch
 FULL = 0.9  # share of the memory that may be planned with
@@ -37,7 +39,7 @@ class Forecast:
     peak_bytes: int | None  # of one device; None where the system does not tell it
     bytes_per_image: float  # of the batch of a device
     available_bytes: int | None
-    tried: tuple[int, int]  # batches that were measured
+    tried: tuple[int, int]  # batches that memory is told from
 
     def sentence(self, images: int, count: int) -> str:
         """What ``images`` of a set of ``count`` will take."""
@@ -46,7 +48,8 @@ class Forecast:
         if self.peak_bytes is not None:
             of = f" of {self.available_bytes / 2**30:.1f}" if self.available_bytes else ""
             said += f", memory {self.peak_bytes / 2**30:.1f}{of} GiB"
-        return f"{said} (from steps of {self.tried[0]} and {self.tried[1]} images)"
+            said += f" (from steps of {self.tried[0]} and {self.tried[1]} images)"
+        return said
 
     def warning(self, batch: int) -> str | None:
         """What to do where a device's ``batch`` will not fit, or None."""
@@ -58,9 +61,10 @@ class Forecast:
 
 
 def forecast(method: Method, images: Images, config: RunConfig, fabric: Fabric) -> Forecast:
-    """Run a few steps of a copy of ``method`` at an eighth and a quarter of the batch of one device, uncompiled.
+    """Run a few steps of a copy of ``method`` at an eighth and a quarter of the batch of one device, then at all of it, uncompiled.
 
-    Memory is that of the whole process on a CPU, what torch holds on a GPU.
+    Memory is that of the whole process on a CPU, what torch holds on a GPU; it is foretold before a whole batch is tried, which
+    is left out where it would not fit.
     """
     t = replace(config.training, compile=False)
     parts = t.accumulate if method.exact_accumulation else 1  # micro-batches that are whole steps but for the update
@@ -70,25 +74,29 @@ def forecast(method: Method, images: Images, config: RunConfig, fabric: Fabric) 
     module, optimizer = prepare(method, t, fabric)
     # The first trial leaves memory behind that no later one needs anew: only after it do two differ by their batch alone.
     _, (t1, m1), (t2, m2) = [trial(module, method, optimizer, images, config, fabric, size) for size in (small, small, large)]
-    seconds = parts * (t2 + max(t2 - t1, 0) / (large - small) * (batch - large))
+    whole = t2 + max(t2 - t1, 0) / (large - small) * (batch - large)
     if m1 is None or m2 is None:
         peak, slope = None, 0.0
     else:
         slope = max(m2 - m1, 0) / (large - small)
         peak = round(m2 + slope * (batch - large))
-    return Forecast(t.batch_size / seconds, peak, slope, available(fabric.device), (small, large))
+    found = Forecast(t.batch_size / (parts * whole), peak, slope, available(fabric.device), (small, large))
+    if batch <= large or found.warning(batch) is not None:
+        return found
+    whole, _ = trial(module, method, optimizer, images, config, fabric, batch, warm=1, measured=1)
+    return replace(found, images_per_second=t.batch_size / (parts * whole))
 
 
 def trial(module, method: Method, optimizer, images: Images, config: RunConfig, fabric: Fabric,
-          batch: int) -> tuple[float, int | None]:
-    """Median seconds of a step of this batch, and the peak of memory meanwhile."""
+          batch: int, *, warm: int = WARM, measured: int = MEASURED) -> tuple[float, int | None]:
+    """Median seconds of a step of this batch after ``warm`` ones, and the peak of memory meanwhile."""
     times, peak = list[float](), Peak(fabric.device)
     with contextlib.closing(Loader(images, method.views, batch, seed=config.seed, threads=config.data.threads,
                                    pin=fabric.device.type == "cuda", labels=method.labels != "none")) as loader:
-        for _ in range(WARM):
+        for _ in range(warm):
             step_of(module, method, optimizer, loader, images, config, fabric)
         peak.reset()
-        while len(times) < MEASURED or (sum(times) < ENOUGH and len(times) < MOST):
+        while len(times) < measured or (sum(times) < ENOUGH and len(times) < MOST):
             start = time.perf_counter()
             step_of(module, method, optimizer, loader, images, config, fabric)
             times.append(time.perf_counter() - start)
