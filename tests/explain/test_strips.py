@@ -47,5 +47,7 @@ def test_of_many_drawings_the_first_and_last_and_some_between_are_shown(images, 
     for seen in range(0, 2001, 100):
         strips.keep(tmp_path / "strips", seen, images, patches(), [])
     found = strips.read(tmp_path / "strips").images_seen
+    strips.keep(tmp_path / "strips", 1450, images, patches(), [])  # resumed from a checkpoint at 1,400
+    assert sorted(int(path.stem) for path in (tmp_path / "strips").iterdir()) == [*range(0, 1401, 100), 1450]
     assert len(found) == strips.MOST and found[0] == 0 and found[-1] == 2000 and found == sorted(set(found))
     assert strips.read(tmp_path / "nothing") is None

@@ -35,7 +35,7 @@ class Strips:
 
 
 def keep(folder: Path, images_seen: int, images: "Images", patches: Tensor, made: Sequence[Sequence[np.ndarray]]) -> Path:
-    """Write the drawing of one evaluation, in the place of one at the same ``images_seen``.
+    """Write the drawing of one evaluation, in the place of those at as many ``images_seen`` or more, to which a run went back.
 
     Args:
         patches: the vectors of the patches of ``images``, (n, D, h, w), with D of 3 or more.
@@ -45,6 +45,9 @@ def keep(folder: Path, images_seen: int, images: "Images", patches: Tensor, made
     rows = [np.concatenate([square(picture) for picture in (images.decode(i), *own[i], colours)], 1)
             for i, colours in enumerate(pca_colours(patches).images)]
     folder.mkdir(exist_ok=True)
+    for later in folder.glob("*.png"):
+        if int(later.stem) > images_seen:
+            later.unlink()
     path = folder / f"{images_seen:012d}.png"
     beside = path.with_suffix(".part")
     beside.write_bytes(png(np.concatenate(rows, 0)))
