@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 
 from ..config import Count, Positive, Range, Share
-from ..nn.encoder import class_token
 from ..nn.heads import Reconstruction
 from ..nn.losses import cross_views, entropy, masked_mean, mean_over_ranks, soft_cross_entropy
 from ..nn.masking import Corrupted, corrupt_views
 from ..nn.momentum import Teacher
 from ..nn.presets import local_size
-from ..nn.prototypes import Centre, TokenPrototypeHead, temperature_at
+from ..nn.prototypes import Centre, TokenPrototypeHead, class_token, temperature_at
 from .base import Batch, Encoder, Loss, Method, Picture, Step, Training, View, register, repainting
 
 

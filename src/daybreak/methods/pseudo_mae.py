@@ -22,11 +22,10 @@ from torch.nn import functional as F
 from ..config import Count, Positive, Range, Share
 from ..errors import Refused
 from ..nn.decoder import Decoder
-from ..nn.encoder import class_token
 from ..nn.losses import entropy, mean_over_ranks, soft_cross_entropy
 from ..nn.masking import fold_masks, normalise_patches, patchify
 from ..nn.momentum import Teacher
-from ..nn.prototypes import Centre, TokenPrototypeHead, temperature_at
+from ..nn.prototypes import Centre, TokenPrototypeHead, class_token, temperature_at
 from .base import Batch, Encoder, Loss, Method, Step, Training, View, register
 
 

@@ -31,11 +31,6 @@ class Tokens(NamedTuple):
     patches: Tensor
 
 
-def class_token(tokens: Tokens) -> Tensor:
-    """(B, D): the class token, or the mean of the patches where the encoder has none."""
-    return tokens.prefix[:, 0] if tokens.prefix.shape[1] else tokens.patches.mean(1)
-
-
 class Keep(nn.Module):
     """Stands where timm drops patches at random, and keeps those that ``indices`` names, in that order."""
 

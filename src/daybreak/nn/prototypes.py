@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .encoder import Tokens
 from .heads import initialise_linear
 from .losses import number, sum_over_ranks
 
@@ -40,6 +41,11 @@ class PrototypeHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prototypes(self.mlp(x))
+
+
+def class_token(tokens: Tokens) -> Tensor:
+    """(B, D): the class token, or the mean of the patches where the encoder has none."""
+    return tokens.prefix[:, 0] if tokens.prefix.shape[1] else tokens.patches.mean(1)
 
 
 class TokenPrototypeHead(nn.Module):
