@@ -2,8 +2,8 @@
 
     python benchmarks/forecast.py --data IMAGES [--rounds 3] [--json FILE]
 
-The forecast tries batches of at most a quarter of the real one; the run then makes whole steps at the real batch. Forecast and
-run take turns, so that a machine whose speed wavers does so under both; shown are the medians over the rounds.
+The forecast tells memory from batches of at most a quarter of the real one and times a step of that; the run then makes many.
+Forecast and run take turns, so that a machine whose speed wavers does so under both; shown are the medians over the rounds.
 """
 
 import argparse

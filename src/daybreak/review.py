@@ -217,16 +217,15 @@ def make_probe(split: Split, config: RunConfig, fabric: Fabric, start: Path | No
     """Health and online kNN of a method's backbone on a fixed part of bank and queries; draws nothing from a generator.
 
     Args:
-        strip: the folder of the drawings that show a few images at each evaluation; None draws nothing.
         start: the file of the neighbours under the weights that a run continues from. Without classes, later backbones are
             held against it; the first backbone writes it if it is not there.
+        strip: the folder of the drawings that show a few images at each evaluation; None draws nothing.
     """
     watch = config.watch
     bank = split.bank.subset(np.linspace(0, len(split.bank) - 1, min(watch.probe_bank, len(split.bank))).astype(int))
     queries = split.queries.subset(np.linspace(0, len(split.queries) - 1, min(watch.probe_queries, len(split.queries))).astype(int))
 
     has_classes = bank.labels is not None and bank.labels.kind == "class"
-
     few = shown(split).subset(np.linspace(0, len(shown(split)) - 1, min(strips.COUNT, len(shown(split)))).astype(int))
 
     def probe(method: Method, seen: int) -> dict[str, float]:
@@ -235,8 +234,9 @@ def make_probe(split: Split, config: RunConfig, fabric: Fabric, start: Path | No
         common: dict[str, Any] = dict(size=size, device=fabric.device, precision=config.training.precision, mean=split.train.mean,
                       std=split.train.std, threads=config.data.threads)
         if strip is not None:
+            made = draw(method, config, few, fabric)
             strips.keep(strip, seen, few, features(backbone, few, patches=True, **common),
-                        visible(draw(method, config, few, fabric), split))
+                        made.columns if made else [], visible(made, split))
         z = features(backbone, bank, **common)
         found = {"rankme": rankme(z), "spread": spread(z)}
         if start is not None and not has_classes:

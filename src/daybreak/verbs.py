@@ -152,8 +152,7 @@ def work(method: Method, config: RunConfig, split: Split, folder: Path, fabric: 
     continues = config.encoder.init is not None and (not resume or start.exists())  # else the weights it began with are gone
     outcome = train(method, split.train, config, folder, fabric=fabric, budget=budget, console=console,
                     probe=make_probe(split, config, fabric, start if continues else None, folder / STRIPS if pictures else None),
-                    resume=resume,
-                    skip_failure=skip_failure, force=force)
+                    resume=resume, skip_failure=skip_failure, force=force)
     if fabric.world_size > 1:
         torch.distributed.destroy_process_group()  # what follows is the first one's alone
     if outcome.interrupted is not None:

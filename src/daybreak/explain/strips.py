@@ -1,7 +1,8 @@
 """The same few images at each evaluation of a run, so that one sees when something was learned.
 
 A drawing is a PNG file, named by the images seen: a row for each of n images, and in it the image, what the method
-makes of it (the last column of its picture, where it has one), and its patches as colours. h w height and width, c channels.
+makes of it (of its picture the column "painted" or else the last; nothing of a method without), and its patches as
+colours. h w height and width, c channels.
 """
 
 import os
@@ -34,14 +35,17 @@ class Strips:
     kinds: dict[str, list[list[np.ndarray]]]  # name of what is drawn: for each image, a picture for each evaluation
 
 
-def keep(folder: Path, images_seen: int, images: "Images", patches: Tensor, made: Sequence[Sequence[np.ndarray]]) -> Path:
+def keep(folder: Path, images_seen: int, images: "Images", patches: Tensor, columns: Sequence[str],
+         made: Sequence[Sequence[np.ndarray]]) -> Path:
     """Write the drawing of one evaluation, in the place of those at as many ``images_seen`` or more, to which a run went back.
 
     Args:
         patches: the vectors of the patches of ``images``, (n, D, h, w), with D of 3 or more.
-        made: the rows of the method's picture of them, of (h, w, c) uint8; other than n rows are of something else, left out.
+        columns: the titles of the method's picture of them.
+        made: its rows, of (h, w, c) uint8; other than n rows are of something else, left out.
     """
-    own = [[row[-1]] for row in made] if len(made) == len(images) else [[]] * len(images)
+    column = columns.index("painted") if "painted" in columns else -1
+    own = [[row[column]] for row in made] if len(made) == len(images) else [[]] * len(images)
     rows = [np.concatenate([square(picture) for picture in (images.decode(i), *own[i], colours)], 1)
             for i, colours in enumerate(pca_colours(patches).images)]
     folder.mkdir(exist_ok=True)

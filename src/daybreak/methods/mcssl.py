@@ -6,9 +6,9 @@ views); the two losses of the 2021 figure are ``class_weight = 0``, ``local_view
 
 Differs from the code: partners of alien blocks come from cells of 16 samples instead of the whole batch (so that
 ranks agree); the teacher has no reconstruction head; schedules are shares of the budget. Inferred: that the
-published accuracies are those of the three losses. The backbone is used by the mean of its patches, which the labels of
-tokens and the repainting train; the two losses of the figure leave the class token untrained, and the code fine-tunes
-on both, joined. The settings for small images are ours. DiCoM (arXiv 2402.15534) is this on views of X-rays, a recipe.
+published accuracies are those of the three losses. Ours: the backbone is used by the mean of its patches, which the labels
+of tokens and the repainting train (the code fine-tunes on class token and mean, joined; the two losses of the figure leave
+the class token untrained); the settings for small images. DiCoM (arXiv 2402.15534) is this on views of X-rays, a recipe.
 B images, V views (2 global, then local), N patches, D encoder width, K prototypes, C channels.
 """
 
