@@ -1,38 +1,27 @@
 """What methods and protocols measure on CIFAR-10 and CamVid: commands, run one by one, and their numbers in one file.
 
-    python benchmarks/cifar10.py pretrain|hydra --data DATA --work WORK --json benchmarks/results/cifar10_cpu.json
-    python benchmarks/cifar10.py protocols|masks|finetune --data DATA --work WORK --json benchmarks/results/cifar10_cpu.json
+    python benchmarks/cifar10.py STEP --data DATA --work WORK --json benchmarks/results/cifar10_cpu.json
     python benchmarks/cifar10.py tables --json benchmarks/results/cifar10_cpu.json
 
-DATA holds ``cifar10-train.parquet``, ``cifar10-test.parquet``, ``camvid.zip`` and ``animals-val.parquet``. Each command is run
-in WORK as it is written in the file, on one thread, and not again if its numbers are in the file already. So the steps can
-be interrupted, and a run that is in WORK/runs is not trained again. ``tables`` prints what the documentation shows.
+STEP is pretrain, hydra, protocols, masks, finetune, daily or few (see ``STEPS``). DATA holds ``cifar10-train.parquet``,
+``cifar10-test.parquet``, ``camvid.zip`` and ``animals-val.parquet``. ``tables`` prints what the documentation shows.
 """
 
-import argparse
-import json
-import os
-import platform
-import re
-import shlex
-import subprocess
-import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
-import torch
+from measured import main, number
 
-from daybreak.compare import NO_SHARES
-
-ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("mae", "simclr", "sit", "mmc", "gmml", "dino", "pseudo_mae", "mcssl", "hydra")
 DENSE = ("mae", "simclr", "sit", "mmc")  # methods that are judged by masks
 TWINS = {  # of Hydra: other pairs, no gate
     "supcon": " --set method.pairs=identical --set method.gated=false",
     "forced": " --set method.pairs=arbitrary --set method.gated=false",
+}
+DAILY = {  # stages of 24, 28 and 32 px; half of the hidden patches painted; one block of decoder for two
+    "plain": "", "schedule": " --set training.scheme=daily-1", "share": " --set method.decode_share=0.5",
+    "shallow": " --set method.decoder_depth=1",
+    "all": " --set training.scheme=daily-1 --set method.decode_share=0.5 --set method.decoder_depth=1",
 }
 ONE = "mae"  # the backbone that every protocol is shown of
 SUBSET = "--train train-10k.parquet --test test-2k.parquet"
@@ -66,88 +55,49 @@ def evaluating(run: str, what: str) -> str:
     return f"daybreak evaluate runs/{run} {what} --seed 0"
 
 
-def commands(step: str, only: str) -> list[str]:
-    """The commands of a step, in order; ``only`` is a part of those wanted."""
-    found: dict[str, Iterable[str]] = {
-        "pretrain": [pretraining(name) for name in METHODS],
-        "hydra": [pretraining("hydra", more, f"hydra-{out}") for out, more in TWINS.items()],
-        "protocols": [untrained(), *(evaluating(run, what) for what in (
-            *(f"{SUBSET} --protocol {name}" for name in POOLED),
-            f"{SUBSET} --protocol ood-v1 --ood animals-val.parquet",
-            "--train camvid.zip --test camvid.zip --protocol multilabel-v1 --void 11",
-            "--train dsprites:500:1 --test dsprites:500:2 --protocol disentangle-v1") for run in (f"{ONE}-10k", "random"))],
-        "masks": [evaluating(f"{name}-10k", CAMVID) for name in DENSE],
-        "finetune": [evaluating(f"{name}-10k", f"{SUBSET} --protocol finetune-v1 --share 0.01 --share 0.1 --set finetune.epochs=20"
-                                + ("" if name == ONE else " --set finetune.scratch=false")) for name in METHODS],
-    }
-    return [line for line in found[step] if only in line]
+def daily(name: str) -> str:
+    """MAE with economies of DailyMAE; a linear classifier is trained at six times of the run."""
+    return (f"daybreak pretrain train-10k.parquet --val test-2k.parquet --recipe recipes/mae_micro_cifar10.toml{DAILY[name]} "
+            "--images 64000 --set watch.linear=true --set watch.probes=6 --set watch.probe_queries=2000 --seed 0 "
+            f"--on-collapse warn --no-pictures --out runs/daily-{name}")
+
+
+def few(seed: int) -> tuple[str, str]:
+    """SiT on 4,000 images, and fine-tuned on the same, beside random weights."""
+    run = f"runs/sit-4k-{seed}"
+    return (f"daybreak pretrain train-4k.parquet --val test-2k.parquet --recipe recipes/sit_micro_cifar10.toml "
+            f"--set encoder.patch_size=8 --minutes 5 --seed {seed} --on-collapse warn --no-pictures --out {run}",
+            f"daybreak evaluate {run} --train train-4k.parquet --test test-2k.parquet --protocol finetune-v1 "
+            "--set finetune.epochs=10 --set finetune.batch_size=64 --set finetune.mixup=0 --set finetune.cutmix=0 "
+            f"--seed {seed}")
+
+
+def finetuning(name: str) -> str:
+    """1 % and 10 % of the labels; random weights are trained beside ``ONE`` alone."""
+    scratch = "" if name == ONE else " --set finetune.scratch=false"
+    return evaluating(f"{name}-10k", f"{SUBSET} --protocol finetune-v1 --share 0.01 --share 0.1 --set finetune.epochs=20{scratch}")
+
+
+STEPS = {
+    "pretrain": lambda: [pretraining(name) for name in METHODS],
+    "hydra": lambda: [pretraining("hydra", more, f"hydra-{out}") for out, more in TWINS.items()],
+    "protocols": lambda: [untrained(), *(evaluating(run, what) for what in (
+        *(f"{SUBSET} --protocol {name}" for name in POOLED),
+        f"{SUBSET} --protocol ood-v1 --ood animals-val.parquet",
+        "--train camvid.zip --test camvid.zip --protocol multilabel-v1 --void 11",
+        "--train dsprites:500:1 --test dsprites:500:2 --protocol disentangle-v1") for run in (f"{ONE}-10k", "random"))],
+    "masks": lambda: [evaluating(f"{name}-10k", CAMVID) for name in DENSE],
+    "finetune": lambda: [finetuning(name) for name in METHODS],
+    "daily": lambda: [daily(name) for name in DAILY],
+    "few": lambda: [line for seed in range(3) for line in few(seed)],
+}
 
 
 def lay_out(data: Path, work: Path) -> None:
-    """Links to the images and recipes, and the smaller tables made of them."""
-    (work / "runs").mkdir(parents=True, exist_ok=True)
-    for path in (*data.glob("*.parquet"), *data.glob("*.zip"), ROOT / "recipes"):
-        if not (work / path.name).exists():
-            (work / path.name).symlink_to(path.resolve())
-    for out, source, rows in (("train-10k", "train", 10_000), ("test-2k", "test", 2_000)):
+    """The smaller tables: the first rows, since the images come shuffled."""
+    for out, source, rows in (("train-10k", "train", 10_000), ("train-4k", "train", 4_000), ("test-2k", "test", 2_000)):
         if not (work / f"{out}.parquet").exists():
-            pq.write_table(pq.read_table(work / f"cifar10-{source}.parquet").slice(0, rows), work / f"{out}.parquet")
-
-
-def measure(line: str, work: Path) -> dict[str, Any]:
-    """Run a command in WORK on one thread, unless it is a pretraining that is there, and read its numbers."""
-    words = shlex.split(line)
-    is_training = words[1] == "pretrain"
-    folder = work / (words[words.index("--out") + 1] if is_training else words[2])
-    file = folder / ("results.json" if is_training else "evaluations.json")
-    start = time.perf_counter()
-    if not is_training:
-        file.unlink(missing_ok=True)  # so that what it holds afterwards is of this command
-    if not file.exists():
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        with (work / "log.txt").open("a") as log:
-            print(f"\n$ {line}", file=log, flush=True)
-            ended = subprocess.run([sys.executable, "-m", *words], cwd=work, env=environment, stdout=log,
-                                   stderr=subprocess.STDOUT, check=False)
-        if ended.returncode:
-            raise SystemExit(f"{line}\nended with {ended.returncode}; see {work / 'log.txt'}")
-    seconds = time.perf_counter() - start
-    found: dict[str, Any] = {"commit": commit(), "seed": 0, "numbers": [
-        {key: row[key] for key in ("protocol", "version", "metric", "backbone", "value", "error", "num_train", "num_test", "width",
-                                   "settings")} for row in json.loads(file.read_text())]}
-    if not is_training:
-        return found | {"seconds": seconds}
-    trained = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
-    return found | {"images_seen": max(row["images"] for row in trained if "images" in row),
-                    "alarms": [row["sentence"] for row in trained if row["kind"] == "alarm"]}
-
-
-def written(record: dict) -> str:
-    """The file: JSON with a line for each number."""
-    whole = json.dumps(record, indent=1) + "\n"
-    return re.sub(r'\{\s+"protocol".*?\}', lambda row: json.dumps(json.loads(row[0])), whole, flags=re.S)
-
-
-def commit() -> str:
-    """The last commit that changed what is run."""
-    return subprocess.run(["git", "log", "-1", "--format=%h", "--", "src", "recipes"], cwd=ROOT, capture_output=True, text=True,
-                          check=True).stdout.strip()
-
-
-def number(record: dict, line: str, protocol: str, metric: str, backbone: str = "trained") -> str:
-    """A number with its error as the tables show it; "" where the command gave none."""
-    rows = record["measured"].get(line, {"numbers": []})["numbers"]
-    row = next((r for r in rows if (r["protocol"], r["metric"], r["backbone"]) == (protocol, metric, backbone)), None)
-    if row is None:
-        return ""
-    scale, digits = (1, 2) if plain(protocol, metric) else (100, 1)
-    error = "" if row["error"] is None else f" ± {scale * row['error']:.{digits}f}"
-    return f"{scale * row['value']:.{digits}f}{error}"
-
-
-def plain(protocol: str, metric: str) -> bool:
-    """Whether a number is no share, which is shown in per cent."""
-    return protocol in ("rank", "disentangle") or metric.startswith(NO_SHARES)
+            pq.write_table(pq.read_table(data / f"cifar10-{source}.parquet").slice(0, rows), work / f"{out}.parquet")
 
 
 def methods_table(record: dict) -> str:
@@ -166,7 +116,8 @@ def protocols_table(record: dict) -> str:
     """Every protocol on one backbone, and on the same network as it starts; seconds are those of the first that was measured."""
     rows = ["| protocol | number | trained | random weights | raw pixels | `daybreak evaluate runs/mae-10k ...` | seconds |",
             "| --- | --- | --- | --- | --- | --- | --- |"]
-    for line in (line for step in ("protocols", "masks", "finetune") for line in commands(step, f"evaluate runs/{ONE}-10k ")):
+    lines = [line for step in ("protocols", "masks", "finetune") for line in STEPS[step]()]
+    for line in (line for line in lines if f"evaluate runs/{ONE}-10k " in line):
         other = line.replace(f"runs/{ONE}-10k ", "runs/random ")
         if (measured := record["measured"].get(line) or record["measured"].get(other)) is None:
             continue
@@ -202,7 +153,7 @@ def masks_table(record: dict) -> str:
 
 
 def finetuning_table(record: dict) -> str:
-    lines = [line for line in commands("finetune", "") if line in record["measured"]]
+    lines = [line for line in STEPS["finetune"]() if line in record["measured"]]
     metrics = list(dict.fromkeys(row["metric"] for line in lines for row in record["measured"][line]["numbers"]
                                  if row["metric"].startswith("accuracy")))
     rows = [f"| start | {' | '.join(metrics)} |", "| --- |" + " --- |" * len(metrics)]
@@ -217,29 +168,5 @@ def finetuning_table(record: dict) -> str:
 TABLES = {"methods": methods_table, "protocols": protocols_table, "masks": masks_table, "finetune": finetuning_table}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("pretrain", "hydra", "protocols", "masks", "finetune", "tables"))
-    parser.add_argument("--only", default="", help="part of a command")
-    parser.add_argument("--most", type=int, default=1000, help="commands run in this call")
-    parser.add_argument("--data", type=Path, help="folder of the images")
-    parser.add_argument("--work", type=Path, help="folder that commands are run in")
-    parser.add_argument("--json", type=Path, required=True, help="file of numbers, which is added to")
-    arguments = parser.parse_args()
-    record: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"measured": {}}
-    if arguments.step == "tables":
-        print("\n\n".join(f"{name}\n{table(record)}" for name, table in TABLES.items()))
-        return
-    if not arguments.data or not arguments.work:
-        parser.error("--data and --work are needed to measure")
-    lay_out(arguments.data, arguments.work)
-    record |= {"torch": torch.__version__, "machine": platform.machine(), "threads": 1}
-    left = [line for line in commands(arguments.step, arguments.only) if line not in record["measured"]]
-    for line in left[: arguments.most]:
-        record["measured"][line] = measure(line, arguments.work)
-        arguments.json.write_text(written(record))
-        print(f"{line}: {len(record['measured'][line]['numbers'])} numbers", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__.splitlines()[0], STEPS, TABLES, lay_out)

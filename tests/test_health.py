@@ -1,10 +1,10 @@
 """Planted failures are named and healthy runs left in peace, at the same thresholds; what an alarm does to a run."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
+import continuation
+import planted_failures as planted
 import pytest
 
 import daybreak
@@ -13,16 +13,6 @@ from daybreak.methods import base
 from daybreak.train.watch import NEIGHBOURS_KEPT, RANK_KEPT
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def benchmark(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-planted, continuation = benchmark("planted_failures"), benchmark("continuation")  # the second imports the first
 
 
 @pytest.fixture(scope="module")

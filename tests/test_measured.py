@@ -1,24 +1,13 @@
 """The tables of the documentation show the numbers that were measured, and no others."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
+import cifar10
 import pytest
+import transferability
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def benchmark(name):
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cifar10, transferability = benchmark("cifar10"), benchmark("transferability")
 
 
 @pytest.mark.parametrize("name", ["methods", "protocols", "masks"])
@@ -53,12 +42,12 @@ def test_a_number_is_shown_with_its_error_in_its_unit():
 def test_backbones_stand_beside_their_own_start_and_pixels_once():
     masks = {line: {"numbers": [row("segment", "mIoU", who, value + 0.1 * i) for who, value in (
         ("trained", 0.2), ("random", 0.15), ("pixels", 0.1), ("constant", 0.05))]}
-        for i, line in enumerate(cifar10.commands("masks", "")[:2])}
+        for i, line in enumerate(cifar10.STEPS["masks"]()[:2])}
     lines = cifar10.masks_table({"measured": masks}).splitlines()[2:]
     assert [line.split(" | ")[:2] for line in lines] == [
         ["| `mae`", "20.0 ± 1.1"], ["| `mae`, as it starts", "15.0 ± 1.1"], ["| `simclr`", "30.0 ± 1.1"],
         ["| `simclr`, as it starts", "25.0 ± 1.1"], ["| raw pixels", "10.0 ± 1.1"], ["| a constant", "5.0 ± 1.1"]]
     tuned = {line: {"numbers": [row("finetune", "accuracy (10% of the labels)", who, 0.4) for who in starts]}
-             for line, starts in zip(cifar10.commands("finetune", ""), (("trained", "random"), ("trained",)), strict=False)}
+             for line, starts in zip(cifar10.STEPS["finetune"](), (("trained", "random"), ("trained",)), strict=False)}
     assert cifar10.finetuning_table({"measured": tuned}).splitlines()[2:] == [
         "| `mae` | 40.0 ± 1.1 |", "| random weights | 40.0 ± 1.1 |", "| `simclr` | 40.0 ± 1.1 |"]

@@ -1,6 +1,5 @@
 """The verb that orders backbones without training, on tiny ones that were never trained."""
 
-import importlib.util
 import inspect
 import io
 from pathlib import Path
@@ -9,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import transferability
 from rich.console import Console
 
 import daybreak
@@ -22,10 +22,6 @@ from daybreak.evaluate.transfer import leep, logme
 from daybreak.export.backbone import write_backbone
 from daybreak.nn.encoder import Encoder
 from daybreak.ranking import Ranked, in_order
-
-spec = importlib.util.spec_from_file_location("transferability", Path(__file__).parents[1] / "benchmarks" / "transferability.py")
-transferability = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(transferability)
 
 
 def write(folder, width: int = 64, broken: bool = False):
