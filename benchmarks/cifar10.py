@@ -7,15 +7,18 @@ STEP is pretrain, hydra, protocols, masks, finetune, daily or few (see ``STEPS``
 ``cifar10-test.parquet``, ``camvid.zip`` and ``animals-val.parquet``. ``tables`` prints what the documentation shows.
 """
 
+import itertools
+import math
+import statistics
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from measured import main, number
+from measured import main, number, spread, value_of
 
 METHODS = ("mae", "simclr", "sit", "mmc", "gmml", "dino", "pseudo_mae", "mcssl", "hydra")
 DENSE = ("mae", "simclr", "sit", "mmc")  # methods that are judged by masks
-TWINS = {  # of Hydra: other pairs, no gate
-    "supcon": " --set method.pairs=identical --set method.gated=false",
+TWINS = {  # Hydra, and others without its gate: pairs of one class (supervised contrast), and pairs of any two
+    "hydra": "", "supcon": " --set method.pairs=identical --set method.gated=false",
     "forced": " --set method.pairs=arbitrary --set method.gated=false",
 }
 DAILY = {  # stages of 24, 28 and 32 px; half of the hidden patches painted; one block of decoder for two
@@ -38,10 +41,10 @@ SHOWN = {  # protocol: the metrics of the table
 }
 
 
-def pretraining(name: str, more: str = "", out: str = "") -> str:
-    """A run of a method that is compared with others; ``out`` names it, the method if it is empty."""
-    return (f"daybreak pretrain train-10k.parquet --val test-2k.parquet --recipe recipes/{name}_micro_cifar10.toml{more} "
-            f"--minutes 6 --seed 0 --on-collapse warn --no-pictures --out runs/{out or name}-10k")
+def pretraining(name: str) -> str:
+    """A run of a method that is compared with others."""
+    return (f"daybreak pretrain train-10k.parquet --val test-2k.parquet --recipe recipes/{name}_micro_cifar10.toml "
+            f"--minutes 6 --seed 0 --on-collapse warn --no-pictures --out runs/{name}-10k")
 
 
 def untrained() -> str:
@@ -62,6 +65,12 @@ def daily(name: str) -> str:
             f"--on-collapse warn --no-pictures --out runs/daily-{name}")
 
 
+def twin(name: str) -> str:
+    """Hydra or one of its twins, with patches of 8 px, so that many images are seen."""
+    return (f"daybreak pretrain train-10k.parquet --val test-2k.parquet --recipe recipes/hydra_micro_cifar10.toml{TWINS[name]} "
+            "--set encoder.patch_size=8 --minutes 8 --seed 0 --on-collapse warn --out runs/twin-" + name)
+
+
 def few(seed: int) -> tuple[str, str]:
     """SiT on 4,000 images, and fine-tuned on the same, beside random weights."""
     run = f"runs/sit-4k-{seed}"
@@ -80,7 +89,7 @@ def finetuning(name: str) -> str:
 
 STEPS = {
     "pretrain": lambda: [pretraining(name) for name in METHODS],
-    "hydra": lambda: [pretraining("hydra", more, f"hydra-{out}") for out, more in TWINS.items()],
+    "hydra": lambda: [twin(name) for name in TWINS],
     "protocols": lambda: [untrained(), *(evaluating(run, what) for what in (
         *(f"{SUBSET} --protocol {name}" for name in POOLED),
         f"{SUBSET} --protocol ood-v1 --ood animals-val.parquet",
@@ -165,7 +174,72 @@ def finetuning_table(record: dict) -> str:
     return "\n".join(rows)
 
 
-TABLES = {"methods": methods_table, "protocols": protocols_table, "masks": masks_table, "finetune": finetuning_table}
+def hydra_table(record: dict) -> str:
+    rows = ["| | images seen | kNN | linear | RankMe |", "| --- | --- | --- | --- | --- |"]
+    wanted = [("knn", "accuracy"), ("linear", "accuracy"), ("rank", "rankme")]
+    for said, name, backbone in [*((name, name, "trained") for name in TWINS), ("random weights", "hydra", "random")]:
+        if (line := twin(name)) in record["measured"]:
+            seen = f"{record['measured'][line]['images_seen']:,}" if backbone == "trained" else ""
+            rows.append(f"| {said} | {seen} | {' | '.join(number(record, line, *key, backbone) for key in wanted)} |")
+    return "\n".join(rows)
+
+
+def daily_table(record: dict) -> str:
+    """What each economy of DailyMAE saves: time of the same images, and time until the loss and accuracy that all reach."""
+    runs = {name: record["measured"][line] for name in DAILY if (line := daily(name)) in record["measured"]}
+    if not runs:
+        return ""
+    losses = {name: trailing([row["loss"] for row in run["steps"]]) for name, run in runs.items()}
+    loss = max(found[-1] for found in losses.values())
+    accuracy = min(max(row["linear_accuracy"] for row in run["probes"]) for run in runs.values())
+    rows = [f"| | images/s | seconds | loss at the end | seconds to a loss of {loss:.3f} | linear at the end | seconds to "
+            f"{100 * accuracy:.1f} % in the probe |", "| --- |" + " --- |" * 6]
+    for name, run in runs.items():
+        parts = (0.25, 0.5, 1.0) if "training.scheme" in DAILY[name] else (1.0,)
+        speeds = speeds_of(run["steps"], parts)
+        to_loss = next(row["images"] for row, mean in zip(run["steps"], losses[name], strict=True) if mean <= loss)
+        to_accuracy = next(row["images"] for row in run["probes"] if row["linear_accuracy"] >= accuracy)
+        seconds = [seconds_to(images, run["images_seen"], parts, speeds) for images in (run["images_seen"], to_loss, to_accuracy)]
+        rows.append(f"| {name} | {', '.join(f'{speed:.0f}' for speed in speeds)} | {seconds[0]:.0f} | {losses[name][-1]:.3f} | "
+                    f"{seconds[1]:.0f} | {number(record, daily(name), 'linear', 'accuracy')} | {seconds[2]:.0f} |")
+    return "\n".join(rows)
+
+
+def trailing(values: list[float], last: int = 10) -> list[float]:
+    """The mean of each value and those before it, of ``last``; infinite where there are fewer."""
+    return [statistics.mean(values[i + 1 - last: i + 1]) if i + 1 >= last else math.inf for i in range(len(values))]
+
+
+def speeds_of(steps: list[dict], parts: tuple[float, ...]) -> list[float]:
+    """Median images a second in each part of a run, which ends at that share of its images: other work disturbs it little."""
+    ends = [part * steps[-1]["images"] for part in (0.0, *parts)]
+    return [statistics.median(row["images_per_second"] for row in steps if low < row["images"] <= high)
+            for low, high in itertools.pairwise(ends)]
+
+
+def seconds_to(images: int, whole: int, parts: tuple[float, ...], speeds: list[float]) -> float:
+    """Seconds of training steps until so many images of the ``whole`` run."""
+    ends = [part * whole for part in (0.0, *parts)]
+    return sum(max(0.0, min(images, high) - low) / speed
+               for (low, high), speed in zip(itertools.pairwise(ends), speeds, strict=True))
+
+
+def few_table(record: dict) -> str:
+    """SiT on 4,000 images, then fine-tuned on them, against the same network from scratch: gain of each seed and their spread."""
+    rows = ["| seed | pretrained by `sit` | from scratch | gain |", "| --- | --- | --- | --- |"]
+    gains = []
+    for seed in range(3):
+        line = few(seed)[1]
+        found = [value_of(record, line, "finetune", "accuracy", backbone) for backbone in ("trained", "random")]
+        if found[0] and found[1]:
+            gains.append(found[0] | {"value": found[0]["value"] - found[1]["value"]})
+            cells = [number(record, line, "finetune", "accuracy", backbone) for backbone in ("trained", "random")]
+            rows.append(f"| {seed} | {' | '.join(cells)} | {100 * gains[-1]['value']:.1f} |")
+    return "\n".join([*rows, f"| mean, deviation | | | {spread(gains)} |"])
+
+
+TABLES = {"methods": methods_table, "protocols": protocols_table, "masks": masks_table, "finetune": finetuning_table,
+          "hydra": hydra_table, "daily": daily_table, "few": few_table}
 
 
 if __name__ == "__main__":

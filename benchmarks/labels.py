@@ -9,6 +9,7 @@ each method; fine-tuning and the training of label tokens are run with three see
 """
 
 import csv
+import functools
 import zipfile
 import zlib
 from pathlib import Path
@@ -130,4 +131,4 @@ def results_table(record: dict) -> str:
 
 
 if __name__ == "__main__":
-    main(__doc__.splitlines()[0], {data: lambda data=data: commands(data) for data in SETS}, {"results": results_table}, lay_out)
+    main(__doc__.splitlines()[0], {data: functools.partial(commands, data) for data in SETS}, {"results": results_table}, lay_out)

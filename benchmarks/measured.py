@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,11 @@ def measure(line: str, work: Path) -> dict[str, Any]:
 
 
 def curves(trained: list[dict]) -> dict[str, list[dict]]:
-    """Loss, and at each probe accuracies, over the images seen and the seconds spent on training steps alone."""
-    steps: list[dict[str, float]] = [{"images": 0, "seconds": 0.0}]
-    probes = []
-    for row in trained:
-        if row["kind"] == "train":
-            seconds = (row["images"] - steps[-1]["images"]) / row["images_per_second"]
-            steps.append({"images": row["images"], "seconds": round(steps[-1]["seconds"] + seconds, 2), "loss": row["loss"]})
-        elif row["kind"] == "health":
-            probes.append({name: row[name] for name in ("images", "knn_accuracy", "linear_accuracy", "linear_error")})
-    return {"steps": steps[1:], "probes": probes}
+    """Speed and loss at the lines that a run logs, and accuracies at its probes."""
+    return {"steps": [{name: row[name] for name in ("images", "images_per_second", "loss")}
+                      for row in trained if row["kind"] == "train"],
+            "probes": [{name: row[name] for name in ("images", "knn_accuracy", "linear_accuracy", "linear_error")}
+                       for row in trained if row["kind"] == "health"]}
 
 
 def written(record: dict) -> str:
@@ -95,7 +90,7 @@ def number(record: dict, line: str, protocol: str, metric: str, backbone: str = 
     return f"{scale * row['value']:.{digits}f}{error}"
 
 
-def spread(rows: list[dict | None]) -> str:
+def spread(rows: Sequence[dict | None]) -> str:
     """Mean and standard deviation of shares over seeds, in per cent; "" of fewer than two."""
     found = [100 * row["value"] for row in rows if row is not None]
     return "" if len(found) < 2 else f"{statistics.mean(found):.1f}, {statistics.stdev(found):.1f}"
