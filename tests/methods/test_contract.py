@@ -10,6 +10,7 @@ from conftest import noise_batch, step_for, tiny_method
 from daybreak.config import Training
 from daybreak.errors import Refused
 from daybreak.methods import base
+from daybreak.report.html import CURVES, HIDDEN
 
 NAMES = base.names()
 
@@ -29,6 +30,7 @@ def test_loss_is_a_finite_fp32_scalar_with_detached_numbers(name):
     assert loss.value.shape == () and loss.value.dtype == torch.float32 and torch.isfinite(loss.value)
     for value in loss.numbers.values():
         assert value.shape == () and not value.requires_grad and torch.isfinite(value)
+    assert not loss.numbers.keys() & {*CURVES, *HIDDEN}, "a curve that the run draws itself"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -77,7 +77,7 @@ class Hydra(Method):
         g = gates.detach().float()
         doubt = (torch.special.entr(g) + torch.special.entr(1 - g)).mean()
         spread = F.normalize(z.detach().float(), dim=-1).std(0).mean()
-        return Loss(loss, {"gate": g.mean(), "gate_entropy": doubt, "spread": spread})
+        return Loss(loss, {"gate": g.mean(), "gate_entropy": doubt, "projection_spread": spread})
 
     def partner_classes(self, labels: Tensor, step: Step) -> Tensor:
         """(B,) the class that each image is paired with; -1 where that is unknown."""
