@@ -3,13 +3,10 @@
     python benchmarks/cifar10.py STEP --data DATA --work WORK --json benchmarks/results/cifar10_cpu.json
     python benchmarks/cifar10.py tables --json benchmarks/results/cifar10_cpu.json
 
-STEP is pretrain, hydra, protocols, masks, finetune, daily or few (see ``STEPS``). DATA holds ``cifar10-train.parquet``,
+STEP is pretrain, hydra, protocols, masks, finetune or few (see ``STEPS``). DATA holds ``cifar10-train.parquet``,
 ``cifar10-test.parquet``, ``camvid.zip`` and ``animals-val.parquet``. ``tables`` prints what the documentation shows.
 """
 
-import itertools
-import math
-import statistics
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,11 +17,6 @@ DENSE = ("mae", "simclr", "sit", "mmc")  # methods that are judged by masks
 TWINS = {  # Hydra, and others without its gate: pairs of one class (supervised contrast), and pairs of any two
     "hydra": "", "supcon": " --set method.pairs=identical --set method.gated=false",
     "forced": " --set method.pairs=arbitrary --set method.gated=false",
-}
-DAILY = {  # stages of 24, 28 and 32 px; half of the hidden patches painted; one block of decoder for two
-    "plain": "", "schedule": " --set training.scheme=daily-1", "share": " --set method.decode_share=0.5",
-    "shallow": " --set method.decoder_depth=1",
-    "all": " --set training.scheme=daily-1 --set method.decode_share=0.5 --set method.decoder_depth=1",
 }
 ONE = "mae"  # the backbone that every protocol is shown of
 SUBSET = "--train train-10k.parquet --test test-2k.parquet"
@@ -56,13 +48,6 @@ def untrained() -> str:
 
 def evaluating(run: str, what: str) -> str:
     return f"daybreak evaluate runs/{run} {what} --seed 0"
-
-
-def daily(name: str) -> str:
-    """MAE with economies of DailyMAE; a linear classifier is trained at six times of the run."""
-    return (f"daybreak pretrain train-10k.parquet --val test-2k.parquet --recipe recipes/mae_micro_cifar10.toml{DAILY[name]} "
-            "--images 64000 --set watch.linear=true --set watch.probes=6 --set watch.probe_queries=2000 --seed 0 "
-            f"--on-collapse warn --no-pictures --out runs/daily-{name}")
 
 
 def twin(name: str) -> str:
@@ -97,7 +82,6 @@ STEPS = {
         "--train dsprites:500:1 --test dsprites:500:2 --protocol disentangle-v1") for run in (f"{ONE}-10k", "random"))],
     "masks": lambda: [evaluating(f"{name}-10k", CAMVID) for name in DENSE],
     "finetune": lambda: [finetuning(name) for name in METHODS],
-    "daily": lambda: [daily(name) for name in DAILY],
     "few": lambda: [line for seed in range(3) for line in few(seed)],
 }
 
@@ -184,46 +168,6 @@ def hydra_table(record: dict) -> str:
     return "\n".join(rows)
 
 
-def daily_table(record: dict) -> str:
-    """What each economy of DailyMAE saves: time of the same images, and time until the loss and accuracy that all reach."""
-    runs = {name: record["measured"][line] for name in DAILY if (line := daily(name)) in record["measured"]}
-    if not runs:
-        return ""
-    losses = {name: trailing([row["loss"] for row in run["steps"]]) for name, run in runs.items()}
-    loss = max(found[-1] for found in losses.values())
-    accuracy = min(max(row["linear_accuracy"] for row in run["probes"]) for run in runs.values())
-    rows = [f"| | images/s | seconds | loss at the end | seconds to a loss of {loss:.3f} | linear at the end | seconds to "
-            f"{100 * accuracy:.1f} % in the probe |", "| --- |" + " --- |" * 6]
-    for name, run in runs.items():
-        parts = (0.25, 0.5, 1.0) if "training.scheme" in DAILY[name] else (1.0,)
-        speeds = speeds_of(run["steps"], parts)
-        to_loss = next(row["images"] for row, mean in zip(run["steps"], losses[name], strict=True) if mean <= loss)
-        to_accuracy = next(row["images"] for row in run["probes"] if row["linear_accuracy"] >= accuracy)
-        seconds = [seconds_to(images, run["images_seen"], parts, speeds) for images in (run["images_seen"], to_loss, to_accuracy)]
-        rows.append(f"| {name} | {', '.join(f'{speed:.0f}' for speed in speeds)} | {seconds[0]:.0f} | {losses[name][-1]:.3f} | "
-                    f"{seconds[1]:.0f} | {number(record, daily(name), 'linear', 'accuracy')} | {seconds[2]:.0f} |")
-    return "\n".join(rows)
-
-
-def trailing(values: list[float], last: int = 10) -> list[float]:
-    """The mean of each value and those before it, of ``last``; infinite where there are fewer."""
-    return [statistics.mean(values[i + 1 - last: i + 1]) if i + 1 >= last else math.inf for i in range(len(values))]
-
-
-def speeds_of(steps: list[dict], parts: tuple[float, ...]) -> list[float]:
-    """Median images a second in each part of a run, which ends at that share of its images: other work disturbs it little."""
-    ends = [part * steps[-1]["images"] for part in (0.0, *parts)]
-    return [statistics.median(row["images_per_second"] for row in steps if low < row["images"] <= high)
-            for low, high in itertools.pairwise(ends)]
-
-
-def seconds_to(images: int, whole: int, parts: tuple[float, ...], speeds: list[float]) -> float:
-    """Seconds of training steps until so many images of the ``whole`` run."""
-    ends = [part * whole for part in (0.0, *parts)]
-    return sum(max(0.0, min(images, high) - low) / speed
-               for (low, high), speed in zip(itertools.pairwise(ends), speeds, strict=True))
-
-
 def few_table(record: dict) -> str:
     """SiT on 4,000 images, then fine-tuned on them, against the same network from scratch: gain of each seed and their spread."""
     rows = ["| seed | pretrained by `sit` | from scratch | gain |", "| --- | --- | --- | --- |"]
@@ -239,7 +183,7 @@ def few_table(record: dict) -> str:
 
 
 TABLES = {"methods": methods_table, "protocols": protocols_table, "masks": masks_table, "finetune": finetuning_table,
-          "hydra": hydra_table, "daily": daily_table, "few": few_table}
+          "hydra": hydra_table, "few": few_table}
 
 
 if __name__ == "__main__":

@@ -102,15 +102,16 @@ def plain(protocol: str, metric: str) -> bool:
 
 
 def main(title: str, steps: Mapping[str, Callable[[], list[str]]], tables: Mapping[str, Callable[[dict], str]],
-        lay_out: Callable[[Path, Path], None]) -> None:
+         lay_out: Callable[[Path, Path], None], others: Mapping[str, Callable[[Path, Path], None]] | None = None) -> None:
     """The command line of such a list: measure the commands of a step, or print the tables of what was measured.
 
     Args:
         steps: the commands of each, in order.
         lay_out: given DATA and WORK, puts into WORK what the commands name.
+        others: steps that are no commands; each is given WORK, as it was laid out before, and the file.
     """
     parser = argparse.ArgumentParser(description=title)
-    parser.add_argument("step", choices=(*steps, "tables"))
+    parser.add_argument("step", choices=(*steps, *(others or ()), "tables"))
     parser.add_argument("--only", default="", help="part of a command")
     parser.add_argument("--most", type=int, default=1000, help="commands run in this call")
     parser.add_argument("--data", type=Path, help="folder of the images")
@@ -120,6 +121,9 @@ def main(title: str, steps: Mapping[str, Callable[[], list[str]]], tables: Mappi
     record: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"measured": {}}
     if arguments.step == "tables":
         print("\n\n".join(f"{name}\n{table(record)}" for name, table in tables.items()))
+        return
+    if others and arguments.step in others:
+        others[arguments.step](arguments.work, arguments.json)
         return
     if not arguments.data or not arguments.work:
         parser.error("--data and --work are needed to measure")
