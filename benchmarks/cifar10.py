@@ -60,7 +60,7 @@ def few(seed: int) -> tuple[str, str]:
     """SiT on 4,000 images, and fine-tuned on the same, beside random weights."""
     run = f"runs/sit-4k-{seed}"
     return (f"daybreak pretrain train-4k.parquet --val test-2k.parquet --recipe recipes/sit_micro_cifar10.toml "
-            f"--set encoder.patch_size=8 --minutes 5 --seed {seed} --on-collapse warn --no-pictures --out {run}",
+            f"--set encoder.patch_size=8 --minutes 4 --seed {seed} --on-collapse warn --no-pictures --out {run}",
             f"daybreak evaluate {run} --train train-4k.parquet --test test-2k.parquet --protocol finetune-v1 "
             "--set finetune.epochs=10 --set finetune.batch_size=64 --set finetune.mixup=0 --set finetune.cutmix=0 "
             f"--seed {seed}")

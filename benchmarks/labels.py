@@ -21,9 +21,9 @@ from PIL import Image
 SEEDS = (0, 1, 2)
 SETS = {  # train, test, column of groups, epochs
     "xray": ("xray-train-labels.csv", "xray-test-labels.csv", " --group patient", 8),
-    "camvid": ("camvid-train.csv", "camvid-test.csv", "", 20),
+    "camvid": ("camvid-train.csv", "camvid-test.csv", "", 10),
 }
-MINUTES = {"mae": 4, "mcssl": 10}
+MINUTES = {"xray": {"mae": 4, "mcssl": 8}, "camvid": {"mae": 3, "mcssl": 6}}
 RECIPES = {"mae": "mae_micro_cxr96", "mcssl": "dicom_micro_cxr96"}
 FEW_IMAGES = {"mae": "", "mcssl": " --set training.batch_size=32"}  # more steps, since DiCoM sees few images in its minutes
 CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
@@ -33,7 +33,7 @@ COVERED = 0.01  # share of an image
 def pretraining(data: str, name: str) -> str:
     train, test, group, _ = SETS[data]
     return (f"daybreak pretrain {train} --val {test}{group} --recipe recipes/{RECIPES[name]}.toml{FEW_IMAGES[name]} "
-            f"--minutes {MINUTES[name]} --seed 0 --on-collapse warn --out runs/{data}-{name}")
+            f"--minutes {MINUTES[data][name]} --seed 0 --on-collapse warn --out runs/{data}-{name}")
 
 
 def tuning(data: str, name: str, seed: int) -> str:
