@@ -3,7 +3,7 @@
     python benchmarks/cifar10.py STEP --data DATA --work WORK --json benchmarks/results/cifar10_cpu.json
     python benchmarks/cifar10.py tables --json benchmarks/results/cifar10_cpu.json
 
-STEP is pretrain, hydra, protocols, masks, finetune or few (see ``STEPS``). DATA holds ``cifar10-train.parquet``,
+STEP is pretrain, hydra, protocols, masks, finetune, core or few (see ``STEPS``). DATA holds ``cifar10-train.parquet``,
 ``cifar10-test.parquet``, ``camvid.zip`` and ``animals-val.parquet``. ``tables`` prints what the documentation shows.
 """
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from measured import main, number, spread, value_of
 
 METHODS = ("mae", "simclr", "sit", "mmc", "gmml", "dino", "pseudo_mae", "mcssl", "hydra")
+CORE = ("mae", "gmml", "mmc", "mcssl", "pseudo_mae", "sit", "simclr", "dino")
 DENSE = ("mae", "simclr", "sit", "mmc")  # methods that are judged by masks
 TWINS = {  # Hydra, and others without its gate: pairs of one class (supervised contrast), and pairs of any two
     "hydra": "", "supcon": " --set method.pairs=identical --set method.gated=false",
@@ -20,6 +21,7 @@ TWINS = {  # Hydra, and others without its gate: pairs of one class (supervised 
 }
 ONE = "mae"  # the backbone that every protocol is shown of
 SUBSET = "--train train-10k.parquet --test test-2k.parquet"
+FINETUNE = f"{SUBSET} --protocol finetune-v1 --share 0.01 --share 0.1 --set finetune.epochs=20"
 CAMVID = "--train camvid.zip --test camvid.zip --protocol segment-v1 --protocol patch-prompt-v1 --void 11"
 POOLED = ("knn-v1", "linear-v1", "logistic-v1", "fewshot-v1", "nearest-mean-v1", "retrieval-v1", "rank-v1")
 SHOWN = {  # protocol: the metrics of the table
@@ -66,10 +68,12 @@ def few(seed: int) -> tuple[str, str]:
             f"--seed {seed}")
 
 
-def finetuning(name: str) -> str:
-    """1 % and 10 % of the labels; random weights are trained beside ``ONE`` alone."""
+def core(name: str) -> tuple[str, str]:
+    """A method with patches of 8 px, so that many images are seen, and its backbone fine-tuned; random weights beside ``ONE``."""
     scratch = "" if name == ONE else " --set finetune.scratch=false"
-    return evaluating(f"{name}-10k", f"{SUBSET} --protocol finetune-v1 --share 0.01 --share 0.1 --set finetune.epochs=20{scratch}")
+    return (f"daybreak pretrain train-10k.parquet --val test-2k.parquet --recipe recipes/{name}_micro_cifar10.toml "
+            f"--set encoder.patch_size=8 --minutes 5 --seed 0 --on-collapse warn --no-pictures --out runs/core-{name}",
+            evaluating(f"core-{name}", f"{FINETUNE}{scratch}"))
 
 
 STEPS = {
@@ -81,7 +85,8 @@ STEPS = {
         "--train camvid.zip --test camvid.zip --protocol multilabel-v1 --void 11",
         "--train dsprites:500:1 --test dsprites:500:2 --protocol disentangle-v1") for run in (f"{ONE}-10k", "random"))],
     "masks": lambda: [evaluating(f"{name}-10k", CAMVID) for name in DENSE],
-    "finetune": lambda: [finetuning(name) for name in METHODS],
+    "finetune": lambda: [evaluating(f"{ONE}-10k", FINETUNE)],
+    "core": lambda: [line for name in CORE for line in core(name)],
     "few": lambda: [line for seed in range(3) for line in few(seed)],
 }
 
@@ -145,17 +150,19 @@ def masks_table(record: dict) -> str:
     return "\n".join(rows)
 
 
-def finetuning_table(record: dict) -> str:
-    lines = [line for line in STEPS["finetune"]() if line in record["measured"]]
-    metrics = list(dict.fromkeys(row["metric"] for line in lines for row in record["measured"][line]["numbers"]
-                                 if row["metric"].startswith("accuracy")))
-    rows = [f"| start | {' | '.join(metrics)} |", "| --- |" + " --- |" * len(metrics)]
-    for line in lines:
-        name = line.split()[2].removeprefix("runs/").removesuffix("-10k")
-        rows.append(f"| `{name}` | {' | '.join(number(record, line, 'finetune', m) for m in metrics)} |")
-        if any(row["backbone"] == "random" for row in record["measured"][line]["numbers"]):
-            rows.append(f"| random weights | {' | '.join(number(record, line, 'finetune', m, 'random') for m in metrics)} |")
-    return "\n".join(rows)
+def core_table(record: dict) -> str:
+    """kNN, linear and fine-tuned accuracy of each method; last, the network trained from scratch on the same labels."""
+    few = [("finetune", f"accuracy ({share}% of the labels)") for share in (1, 10)]
+    rows = ["| method | images seen | kNN | random weights | linear | random weights | fine-tuned, 1 % | 10 % |",
+            "| --- |" + " --- |" * 7]
+    for name in CORE:
+        trained, tuned = core(name)
+        if trained in record["measured"]:
+            cells = [number(record, trained, protocol, "accuracy", backbone) for protocol in ("knn", "linear")
+                     for backbone in ("trained", "random")] + [number(record, tuned, *key) for key in few]
+            rows.append(f"| `{name}` | {record['measured'][trained]['images_seen']:,} | {' | '.join(cells)} |")
+    scratch = [number(record, core(ONE)[1], *key, "random") for key in few]
+    return "\n".join([*rows, f"| from scratch | | | | | | {' | '.join(scratch)} |"])
 
 
 def hydra_table(record: dict) -> str:
@@ -182,7 +189,7 @@ def few_table(record: dict) -> str:
     return "\n".join([*rows, f"| mean, deviation | | | {spread(gains)} |"])
 
 
-TABLES = {"methods": methods_table, "protocols": protocols_table, "masks": masks_table, "finetune": finetuning_table,
+TABLES = {"methods": methods_table, "protocols": protocols_table, "masks": masks_table, "core": core_table,
           "hydra": hydra_table, "few": few_table}
 
 

@@ -122,6 +122,8 @@ def seconds_to(images: int, whole: int, parts: list[Stage], speeds: list[float])
                for (low, high), speed in zip(itertools.pairwise(ends), speeds, strict=True))
 
 
+TABLES = {"economies": economies_table}
+
 if __name__ == "__main__":
-    main(__doc__.splitlines()[0], {"train": lambda: [training(name) for name in RUNS]}, {"economies": economies_table}, lay_out,
+    main(__doc__.splitlines()[0], {"train": lambda: [training(name) for name in RUNS]}, TABLES, lay_out,
          {"speed": measure_speed})

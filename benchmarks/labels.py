@@ -125,10 +125,13 @@ def results_table(record: dict) -> str:
     for data in SETS:
         for said, lines, protocol, backbone in compared(data):
             cells = [number(record, line, protocol, "mean AUC", backbone) for line in lines]
-            rows.append(f"| `{data}`: {said} | {' | '.join(cells + [''] * (len(SEEDS) - len(cells)))} | "
-                        f"{spread([value_of(record, line, protocol, 'mean AUC', backbone) for line in lines])} |")
+            last = spread([value_of(record, line, protocol, "mean AUC", backbone) for line in lines])
+            if any(cells):
+                rows.append(f"| `{data}`: {said} | {' | '.join(cells + [''] * (len(SEEDS) - len(cells)))} | {last} |")
     return "\n".join(rows)
 
 
+TABLES = {"results": results_table}
+
 if __name__ == "__main__":
-    main(__doc__.splitlines()[0], {data: functools.partial(commands, data) for data in SETS}, {"results": results_table}, lay_out)
+    main(__doc__.splitlines()[0], {data: functools.partial(commands, data) for data in SETS}, TABLES, lay_out)
