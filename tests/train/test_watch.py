@@ -215,3 +215,20 @@ def test_a_reading_may_be_of_one_of_the_method_s_numbers():
     stuck = [train(i, loss=3.0, norm=10.0 if i < 500 else 1e-3, **{"class": LN}) for i in range(100, 5000, 100)]
     (alarm,) = feed(Watch(degenerate), stuck)
     assert "the class loss stands at 8.318 = ln 4096" in alarm.sentence and alarm.signs == ("loss", "gradient")
+
+
+@pytest.mark.parametrize(("several", "classes", "said"), [(False, False, 1), (True, False, 0), (True, True, 1)])
+@pytest.mark.parametrize("start", ["random weights", "the starting weights"])
+def test_narrow_features_are_no_sign_where_several_labels_are_learned(several, classes, said, start):
+    """Unless there is a kNN accuracy, which then shows that they have become worse."""
+    known = ("knn_accuracy", "knn_error")
+    records = [{k: v for k, v in record.items() if classes or k not in known} for record in (
+        START, health(2000, rankme=3.2, spread=0.14, knn_accuracy=0.3, neighbours_kept=0.1))]
+    assert len(feed(Watch({}, start=start, several_labels=several), records)) == said
+
+
+def test_one_vector_for_all_images_is_seen_where_several_labels_are_learned():
+    records = [{k: v for k, v in record.items() if not k.startswith("knn")} for record in (
+        START, health(2000, rankme=1.1, spread=0.0))]
+    (alarm,) = feed(Watch({}, several_labels=True), records)
+    assert alarm.signs == ("spread", "rank")

@@ -268,7 +268,8 @@ def train(method: Method, images: Images, config: RunConfig, folder: Path, *, fa
 def watch_of(method: Method, config: RunConfig) -> Watch:
     """What judges a run of ``method``, whose batch size must be known."""
     return Watch(method.degenerate(), prototypes=getattr(method.config, "prototypes", None),
-                 start="random weights" if config.encoder.init is None else "the starting weights")
+                 start="random weights" if config.encoder.init is None else "the starting weights",
+                 several_labels=method.labels == "multi")
 
 
 def prepare(method: Method, t: Training, fabric: Fabric) -> tuple[Any, Any]:

@@ -75,12 +75,16 @@ class Watch:
             of one of the method's numbers instead.
         prototypes: K of methods that log ``assignment_entropy`` and ``mean_entropy``, in nats.
         start: what the health of image 0 is of: "random weights", or weights that a run continues from.
+        several_labels: whether the method learns from several labels an image: narrower and other features are then what it is
+            asked for, and where no kNN accuracy tells whether they serve only those that are all alike are a sign.
     """
 
-    def __init__(self, degenerate: Mapping[str, float], *, prototypes: int | None = None, start: str = "random weights"):
+    def __init__(self, degenerate: Mapping[str, float], *, prototypes: int | None = None, start: str = "random weights",
+                 several_labels: bool = False):
         self.degenerate = {reading: value for reading, value in degenerate.items() if reading.count(": ") < 2}  # of the loss
         self.of_parts = {reading: value for reading, value in degenerate.items() if reading not in self.degenerate}
         self.of_start = start
+        self.several_labels = several_labels
         self.is_worse_said = start == "random weights"  # there two signs must agree; of given weights one suffices
         self.full = math.log(prototypes) if prototypes and prototypes > 1 else None
         self.lines = 0  # of training
@@ -252,7 +256,7 @@ class Watch:
             return []
         found, helps = [], "a lower learning rate or a smaller weight decay"
         spread, before = self.health["spread"], self.start["spread"]
-        if spread <= max(SPREAD_LEFT * before, SPREAD_NONE):
+        if spread <= (SPREAD_NONE if self.is_blind() else max(SPREAD_LEFT * before, SPREAD_NONE)):
             found.append(Sign("spread", f"the spread of the features is {spread:.2g} ({before:.2g} at the start)",
                               "the features of all images are nearly one vector", helps))
         rank, before = self.health["rankme"], self.start["rankme"]
@@ -269,6 +273,10 @@ class Watch:
         error = math.hypot(self.health.get("knn_error", 0.0), self.start.get("knn_error", 0.0))
         return bool(now > before + KNN_ERRORS * error)
 
+    def is_blind(self) -> bool:
+        """Whether nothing tells if features that have changed have become worse."""
+        return self.several_labels and "knn_accuracy" not in self.start
+
     def knn(self) -> Sign | None:
         now, before = self.health.get("knn_accuracy"), self.start.get("knn_accuracy")
         if now is None or before is None:
@@ -281,7 +289,7 @@ class Watch:
 
     def narrower(self) -> Sign | None:
         """Where there are no labels: the rank is a third of what it was at the start."""
-        if "knn_accuracy" in self.start or not self.start or not self.health:
+        if "knn_accuracy" in self.start or not self.start or not self.health or self.is_blind():
             return None
         rank, before = self.health["rankme"], self.start["rankme"]
         if rank > RANK_KEPT * before:
@@ -292,7 +300,7 @@ class Watch:
     def unlearned(self) -> Sign | None:
         """Where there are no labels: hardly any of an image's neighbours at the start is still one."""
         kept = self.health.get("neighbours_kept")
-        if kept is None or kept > NEIGHBOURS_KEPT:
+        if kept is None or kept > NEIGHBOURS_KEPT or self.is_blind():
             return None
         return Sign("neighbours", f"{kept:.1%} of the nearest neighbours under {self.of_start} remain",
                     "what they told apart is no longer told", "a lower learning rate or a longer warm-up")
