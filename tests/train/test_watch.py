@@ -1,9 +1,12 @@
 """The judgement on made-up records: what is said, when, since when, and what is left unsaid."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
+from conftest import tiny_method
 
+from daybreak.train.loop import watch_of
 from daybreak.train.watch import STOP_AFTER, Alarm, Watch
 
 LN = math.log(4096)
@@ -232,3 +235,9 @@ def test_one_vector_for_all_images_is_seen_where_several_labels_are_learned():
         START, health(2000, rankme=1.1, spread=0.0))]
     (alarm,) = feed(Watch({}, several_labels=True), records)
     assert alarm.signs == ("spread", "rank")
+
+
+def test_a_run_tells_its_watch_what_it_learns_from():
+    config = SimpleNamespace(encoder=SimpleNamespace(init=None))
+    assert watch_of(tiny_method("lt_vit"), config).several_labels
+    assert not any(watch_of(tiny_method(name), config).several_labels for name in ("mae", "hydra"))
