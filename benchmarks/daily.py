@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from cifar10 import lay_out
@@ -50,10 +51,8 @@ def training(name: str) -> str:
 
 
 def stages(name: str) -> list[Stage]:
-    class Hides:
-        mask_ratio = 0.75
-
-    return stages_of(Training(scheme="daily-1" if SCHEDULE in RUNS[name] else "constant"), Hides)
+    hides = SimpleNamespace(mask_ratio=0.75)
+    return stages_of(Training(scheme="daily-1" if SCHEDULE in RUNS[name] else "constant"), hides)
 
 
 def stepper(name: str, stage: Stage, work: Path) -> Callable[[], None]:
